@@ -1,4 +1,4 @@
-"""Tiny GGUF files of random models, written by gguf's own writer; K-quants, which it does not make, are random blocks."""
+"""Tiny GGUF files of random models by gguf's own writer; K-quants, which it does not make, are random blocks."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 _MERGE = "Merge its parts, llama-gguf-split --merge FIRST-PART OUTPUT.gguf, and give the one file."
 
 
-class Checkpoint(NamedTuple):
+class GgufFile(NamedTuple):
     """GGUF file whose every tensor has its place in a model of transformers."""
 
     file: Path
@@ -79,7 +79,7 @@ def read_gguf(file: Path, name: str) -> Model:
     return Model(name, "folder", found.config, weights._replace(widened=widened), None, None, settings, names)
 
 
-def read_checkpoint(file: Path) -> Checkpoint:
+def read_checkpoint(file: Path) -> GgufFile:
     """Read and check a GGUF file's header.
 
     Raises NotAvailable for what is not converted, WeightsCorrupt for a damaged file, and WeightsMissing, ConfigMissing
@@ -102,7 +102,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
         settings["chat_template"] = template
     placed = [each for each in tensors if each.name != ROTARY]
     architecture = value(fields, "general.architecture")
-    return Checkpoint(file, architecture, placed, names, config, settings, kind, dtype)
+    return GgufFile(file, architecture, placed, names, config, settings, kind, dtype)
 
 
 def value(fields: Any, key: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import TokenizerMissing
-from mii_azure.model.gguf import Checkpoint, processor, read_checkpoint
+from mii_azure.model.gguf import GgufFile, processor, read_checkpoint
 from mii_azure.model.model_cache import made_once
 from mii_azure.model.resolved import INDEX, WEIGHTS
 from mii_azure.model.safetensors import Tensor
@@ -35,7 +35,7 @@ def converted(file: Path) -> Path:
     return made_once(name, name, partial(_fill, found))
 
 
-def _fill(found: Checkpoint, draft: Path) -> None:
+def _fill(found: GgufFile, draft: Path) -> None:
     """Write tokenizer, weights and config.json into draft/model."""
     target = draft / "model"
     target.mkdir()
@@ -51,7 +51,7 @@ def _fill(found: Checkpoint, draft: Path) -> None:
     _write_config(found, target)
 
 
-def _write_tokenizer(found: Checkpoint, target: Path) -> None:
+def _write_tokenizer(found: GgufFile, target: Path) -> None:
     from transformers import AutoTokenizer
 
     file = found.file
@@ -66,7 +66,7 @@ def _write_tokenizer(found: Checkpoint, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def _write_config(found: Checkpoint, target: Path) -> None:
+def _write_config(found: GgufFile, target: Path) -> None:
     from transformers import AutoConfig, GenerationConfig
 
     text = json.dumps(found.config, ensure_ascii=False, indent=2, sort_keys=True)
@@ -75,7 +75,7 @@ def _write_config(found: Checkpoint, target: Path) -> None:
     GenerationConfig.from_model_config(config).save_pretrained(target)
 
 
-def _write_weights(found: Checkpoint, target: Path) -> None:
+def _write_weights(found: GgufFile, target: Path) -> None:
     from safetensors.torch import save_file
 
     shards = list(_shards(found))
@@ -89,7 +89,7 @@ def _write_weights(found: Checkpoint, target: Path) -> None:
         (target / INDEX).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(found: Checkpoint) -> Iterator[list[tuple[Any, Tensor]]]:
+def _shards(found: GgufFile) -> Iterator[list[tuple[Any, Tensor]]]:
     """Tensors of each weight file, as they are and as they become."""
     shard: list[tuple[Any, Tensor]] = []
     size = 0
@@ -102,7 +102,7 @@ def _shards(found: Checkpoint) -> Iterator[list[tuple[Any, Tensor]]]:
     yield shard
 
 
-def _widened(found: Checkpoint, tensor: Any) -> Any:
+def _widened(found: GgufFile, tensor: Any) -> Any:
     """Tensor of transformers: the stored number times its scale in float32, in transformers' order, rounded once."""
     import torch
     from gguf.quants import dequantize
