@@ -21,24 +21,9 @@ from scoring.quantization.dequantize import Grid
 
 GROUP = 128
 SHAPES = ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336))  # query to value, output, gate and up, down
-TILES = (
-    (4, 4096, 4),
-    (8, 4096, 4),
-    (16, 4096, 4),
-    (4, 4096, 2),
-    (4, 2048, 2),
-    (8, 2048, 2),
-    (16, 2048, 4),
-    (8, 1024, 1),
-    (2, 4096, 4),
-    (8, 4096, 8),
-)
-#: Tiles of a whole step, by name; the gated product and query to value read two sets of rows at once.
-STEPS = {
-    "2 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (2, 4096, 4)),
-    "4 x 4096, 4 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 4096, 4)),
-    "4 x 2048, 2 warps": dict.fromkeys(("qkv", "gated", "out", "down"), (4, 2048, 2)),
-}
+#: Rows, warps for 4,096 inputs, and programs a multiprocessor (0: one a tile) of our kernel.
+TILES = ((4, 4, 0), (2, 4, 4), (4, 4, 2), (4, 4, 3), (4, 4, 4), (4, 4, 6), (8, 4, 2), (8, 4, 4))
+PROCESSORS = 132
 ROWS = (1, 2, 4, 8, 16)
 
 
@@ -50,11 +35,17 @@ def quantised(weight: Tensor) -> Grid:
     return Grid(values, scale, (1, GROUP), torch.full_like(scale, 8))
 
 
-def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]) -> Callable[[], None]:
-    """Our kernel over one weight after the other."""
-    import triton  # type: ignore[import-not-found,unused-ignore]
+def tile_of(inputs: int, rows: int, warps: int, programs: int) -> Any:
+    """Tile of so many rows; of more than 4,096 inputs, four times the warps and a quarter of the programs."""
+    from scoring.decoder.gemv_config import GemvTile
 
-    from scoring.kernels import decode_gemv
+    wide = 4096 if inputs <= 4096 else 16384
+    return GemvTile(rows, wide, warps * wide // 4096, programs * PROCESSORS * 4096 // wide)
+
+
+def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: Any) -> Callable[[], None]:
+    """Our kernel over one weight after the other."""
+    from scoring.kernels import decode_int4_gemv
 
     rows, inputs = x.shape
     state = {"turn": 0}
@@ -63,10 +54,10 @@ def ours(x: Tensor, weights: list[Int4], out: Tensor, tile: tuple[int, int, int]
         state["turn"] = (state["turn"] + 1) % len(weights)
         weight = weights[state["turn"]]
         outputs = len(weight.words)
-        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile[0]),)](
-            x, x, x, x, x, weight.words, weight.scale, x, x, x, out, outputs, inputs, 0.0, 0.0, 1.0, BN=tile[0],
-            BK=tile[1], ONCE=inputs <= tile[1], NORM="none", ACT="none", BIAS=False, SCALE=False, GROUP=GROUP,
-            ZERO=False, ADD=False, POST=False, ROWS=rows, PDL=False, num_warps=tile[2],
+        decode_int4_gemv.gemv[tile.grid(outputs, rows)](
+            x, x, x, x, x, weight.words, weight.scale, x, x, out, outputs, inputs, 0.0, 0.0, 1.0, x, BN=tile.rows,
+            BK=tile.inputs, NORM="none", ACT="none", BIAS=False, GROUP=GROUP, ZERO=False, ADD=False, POST=False,
+            ROWS=rows, PDL=False, num_warps=tile.warps,
         )  # fmt: skip
 
     return call
@@ -103,11 +94,11 @@ def product_row(outputs: int, inputs: int) -> dict[str, Any]:
     x = torch.randn(1, inputs, device="cuda", dtype=torch.float32)
     out = torch.empty(1, outputs, device="cuda", dtype=torch.float32)
     for tile in TILES:
-        name = "ours " + "x".join(map(str, tile))
+        name, taken = "ours " + "x".join(map(str, tile)), tile_of(inputs, *tile)
         try:
-            ours(x, packed[:1], out, tile)()
+            ours(x, packed[:1], out, taken)()
             error = float((out - x @ exact.t()).norm() / out.norm())
-            row[name] = microseconds(ours(x, packed, out, tile))
+            row[name] = microseconds(ours(x, packed, out, taken))
             row["worst error"] = max(row.get("worst error", 0.0), error)
         except Exception:
             traceback.print_exc()
@@ -123,12 +114,11 @@ def product_row(outputs: int, inputs: int) -> dict[str, Any]:
     return row
 
 
-def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
-    """A whole step of an 8 B decoder in 16 bits, int8 and int4, the latter by several tiles."""
+def step_rows() -> list[dict[str, Any]]:
+    """A whole step of an 8 B decoder in 16 bits, int8 and int4, the latter by several numbers of programs."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from scoring.decoder.decoder import Decoder
-    from scoring.decoder.gemv_config import GemvTile
     from scoring.decoder.int4 import use
     from scoring.decoder.model import dequantize_weights
     from scoring.decoder.verify import step_ms
@@ -147,9 +137,9 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         product.weight.copy_(quantised(product.weight).widen(torch.bfloat16))
     rows = []
 
-    def measured(what: str, tiles: dict[str, tuple[int, int, int]] | None = None) -> None:
+    def measured(what: str, tiles: dict[str, Any] | None = None) -> None:
         decoder._start()
-        decoder._cuda.launcher.tiles = {name: GemvTile(*tile) for name, tile in (tiles or {}).items()}
+        decoder._cuda.launcher.tiles = tiles or {}
         milliseconds = min(step_ms(decoder, 60) for _ in range(3))
         decoder.open(0)
         decoder.prefill(0, [5, 6, 7])
@@ -171,24 +161,14 @@ def step_rows(best: dict[str, tuple[int, int, int]]) -> list[dict[str, Any]]:
         assert found is not None
         use(product, [found])
     measured("int4")
-    for name, tiles in ({"best of the products": best} | STEPS).items():
-        measured(f"int4, {name}", tiles)
+    for programs in (0, 2, 3, 6):  # 4 are chosen
+        tiles = {name: tile_of(4096, rows, 4, programs) for name, rows in (("qkv", 2), ("gated", 2), ("out", 4))}
+        tiles["down"] = tile_of(14336, 4, 4, 4 if programs else 0)
+        measured(f"int4, {programs} programs a multiprocessor" if programs else "int4, a program a tile", tiles)
     dequantize_weights(decoder_model)
     decoder.use_int8()
     measured("int8")
     return rows
-
-
-def fastest(rows: list[dict[str, Any]]) -> dict[str, tuple[int, int, int]]:
-    """Best tile of each of a step's products, by the shapes measured."""
-    found: dict[str, tuple[int, int, int]] = {}
-    for name, row in zip(("qkv", "out", "gated", "down"), rows, strict=False):
-        times = {key: value for key, value in row.items() if key.startswith("ours ")}
-        if not times:
-            continue
-        outputs, inputs, warps = map(int, min(times, key=times.__getitem__).removeprefix("ours ").split("x"))
-        found[name] = (max(1, outputs // 2) if name in ("qkv", "gated") else outputs, inputs, warps)
-    return found
 
 
 def main() -> None:
@@ -204,7 +184,7 @@ def main() -> None:
             traceback.print_exc()
         torch.cuda.empty_cache()
     with torch.inference_mode():
-        steps = step_rows(fastest(rows))
+        steps = step_rows()
     write("int4", result | {"products": rows, "steps": steps, "calls": CALLS},
           Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)  # fmt: skip
     print(table(tuple(steps[0]), steps))

@@ -53,6 +53,18 @@ def diffusion(result: Result) -> str:
     return "\n".join([*rows, "", f"A prompt in, a PNG in base64 out. {where(result)}, fp16."])
 
 
+def grammars(result: Result) -> str:
+    """Steps of which half of the rows are bound to grammars, beside steps of free rows."""
+    rows = [
+        "| run | state | sampling | free ms | half bound ms | more |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        figures = f"{row['free_ms']:.2f} | {row['half_bound_ms']:.2f} | {row['more_percent']:.1f} %"
+        rows.append(f"| {row['run']} | {row['state']} ({row['revision']}) | {row['sampling']} | {figures} |")
+    return "\n".join(rows)
+
+
 def memory(result: Result) -> str:
     """Planned against measured memory."""
     rows = ["| model | slots | planned GB | measured GB | planned / measured |", "|---|---|---|---|---|"]
@@ -106,8 +118,31 @@ def cpu(result: Result) -> str:
         f"{result['threads']} threads, torch {result['versions']['torch']}, openvino {result['versions']['openvino']}, "
         f"{result['date']}, revision {result['revision']}, "
         f"load averages of 1, 5 and 15 minutes before the last model {load}. "
-        "OpenVINO int8 is NNCF's, with the same texts. "
-        f"Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}."
+        "OpenVINO int8 is NNCF's, with the same texts."
+        + (f" Least cosine of MiniLM's embeddings of a hundred texts: {', '.join(alike)}." if alike else "")
+    )
+    return "\n".join([*rows, "", text])
+
+
+def cpu_families(result: Result) -> str:
+    """Encoders on a CPU whose attention reads positions, and one without a stack."""
+    rows = [
+        "| encoder on a CPU, float32 | eager ms | products one by one ms | ours ms | over eager | run |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {row['work']} | {row['eager']:.1f} | {row['one by one']:.1f} | {row['ours']:.1f} "
+        f"| {row['ours/eager']:.2f}× | {row['means'].removeprefix('by ')} |"
+        for row in result["rows"]
+    ]
+    load = ", ".join(f"{each:.1f}" for each in result["load"])
+    worst = max(row["error"] for row in result["rows"])
+    text = (
+        f"{result['cores']} cores of {result['device']} with {' and '.join(result['flags'])} alone, "
+        f"{result['threads']} threads, torch {result['versions']['torch']}, transformers "
+        f"{result['versions']['transformers']}, openvino {result['versions']['openvino']}, {result['date']}, revision "
+        f"{result['revision']}, load averages of 1, 5 and 15 minutes before the last row {load}. "
+        f"Largest relative error to plain transformers' answers to each row alone: {worst:.0e}."
     )
     return "\n".join([*rows, "", text])
 
@@ -231,7 +266,9 @@ def over_http(result: Result) -> str:
             way = {"whole": "whole", "stream": "streamed", "openai": "streamed, /v1"}[row["way"]]
             way += "" if row["front ends"] else ", one process"
             rows.append(f"| {name} | {row['clients']} | {way} | {row['tokens/s']:,.0f} | {cells[0]} | {cells[1]} |")
+        others = sorted({f"{row['date']}, revision {row['revision']}" for row in model["rows"] if "revision" in row})
         notes.append(f"{name} {model['date']}, revision {model['revision']}")
+        notes[-1] += f" (in one process {' and '.join(others)})" if others else ""
     load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
     text = f"`generate`, `serve`, then clients on the same machine: {load}. {where(result)}: {'; '.join(notes)}."
     return "\n".join([*rows, "", text])

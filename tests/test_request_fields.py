@@ -71,7 +71,7 @@ BODIES = [
 ]
 
 
-@pytest.mark.parametrize(("path", "task", "read", "least"), BODIES, ids=lambda value: str(value)[:24])
+@pytest.mark.parametrize(("path", "task", "read", "least"), BODIES, ids=[f"{path}-{task}" for path, task, *_ in BODIES])
 def test_what_another_body_hands_on_is_in_the_document_of_a_server(
     path: str, task: str, read: Callable[..., Any], least: dict[str, Any]
 ) -> None:

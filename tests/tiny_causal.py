@@ -60,7 +60,7 @@ SIGHT: dict[str, Any] = {
 
 #: What a type needs beside; None leaves a number as it is.
 OWN: dict[str, dict[str, Any]] = {
-    "bamba": _MAMBA,
+    "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
     "gemma3n_text": {

@@ -83,7 +83,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase
     writer.add_chat_template(TEMPLATE)
 
 
-def write_weights(writer: gguf.GGUFWriter, model: Any, kind: Kind, family: str) -> None:
+def write_weights(writer: gguf.GGUFWriter, model: Any, kind: gguf.GGMLQuantizationType, family: str) -> None:
     names = {theirs: ours for ours, theirs in get_gguf_hf_weights_map(model, TensorProcessor()).items()}
     stored = np.random.default_rng(7)
     for name, tensor in model.state_dict().items():
@@ -109,7 +109,7 @@ def _interleaved(tensor: torch.Tensor, name: str, config: Any) -> torch.Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _blocks(shape: Any, kind: Kind, random: np.random.Generator) -> np.ndarray:
+def _blocks(shape: Any, kind: gguf.GGMLQuantizationType, random: np.random.Generator) -> np.ndarray:
     """Random blocks of a K-quant, whose float16 scales are small."""
     inputs, size = GGML_QUANT_SIZES[kind]
     blocks = random.integers(0, 256, (shape[0], shape[1] // inputs, size), np.uint8)

@@ -11,8 +11,10 @@ TARGET = Path(__file__).resolve().parent.parent / "mii_azure" / "data" / "model_
 _ABOUT = (
     "Values of config.json's model_type that the pinned transformers loads. seq2seq: those with a model that writes "
     "text from text; image_text: those whose model reads images beside text, and writes text from text alone too; "
-    "others: the rest. Written by tools/model_types.py."
+    "others: the rest. windows: of types whose layers see a sliding window unless config.json tells their kinds, S for "
+    "a layer that does and F for one that sees all, repeated. Written by tools/model_types.py."
 )
+_KINDS = {"sliding_attention": "S", "full_attention": "F"}
 
 
 def current() -> dict[str, Any]:
@@ -23,7 +25,27 @@ def current() -> dict[str, Any]:
     seq2seq = set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
     image_text = set(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - seq2seq
     tables = {"seq2seq": seq2seq, "image_text": image_text, "others": known - seq2seq - image_text}
-    return {"about": _ABOUT, **{name: sorted(types) for name, types in tables.items()}}
+    decoders = (set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | image_text) & known - seq2seq
+    windows = {name: kinds for name in sorted(decoders) if "S" in (kinds := _windowed(name))}
+    return {"about": _ABOUT, **{name: sorted(types) for name, types in tables.items()}, "windows": windows}
+
+
+def _windowed(name: str) -> str:
+    """Kinds of a type's layers, the shortest part that repeats; empty if they are of other kinds, or none."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.for_model(name).get_text_config(decoder=True)
+    except Exception:  # a type that has no default
+        return ""
+    if "sliding_window" not in config.to_dict():
+        return ""
+    told = getattr(config, "layer_types", None)
+    if told is None:
+        return "" if hasattr(config, "use_sliding_window") else "S"
+    kinds = "".join(_KINDS.get(kind, "?") for kind in told)
+    shortest = next(kinds[:size] for size in range(1, len(kinds) + 1) if (kinds[:size] * len(kinds)).startswith(kinds))
+    return "" if "?" in shortest or 2 * len(shortest) > len(kinds) else shortest
 
 
 if __name__ == "__main__":

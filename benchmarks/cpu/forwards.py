@@ -1,11 +1,12 @@
 """Encoders' forwards: plain transformers, ONNX Runtime, OpenVINO with NNCF if they are here, ours, floor.
 
-Times are milliseconds of the model alone, medians of rounds in which every column runs once; the JSON has the minima as
-well, and how like plain transformers' each way's answers to real text are. MiniLM is real; the others have its
-tokenizer and random weights.
+Times are milliseconds of the model alone, medians of rounds in which every column runs once, in another order each;
+the JSON has the minima as well, and how like plain transformers' each way's answers to real text are. MiniLM is real;
+the others have its tokenizer and random weights.
 """
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -47,6 +48,8 @@ COLUMNS = (
 #: Least speed-up over eager by the format that the rest of an int8 encoder may run in, and the least cosine of text.
 OVER_EAGER = {"bfloat16": 3.5, "float32": 2.5}
 PEERS = ("ORT int8", "OpenVINO int8")
+#: Seconds up to which a call comes after one untimed: what the way before it left in caches and threads is not its own.
+WARM_S = 0.1
 Batch = dict[str, Tensor]
 Answers = dict[str, Tensor]
 Call = Callable[[Batch], Answers]
@@ -137,14 +140,14 @@ def floors(model: Any, batch: Batch, peak: dict[str, float]) -> dict[str, float]
     return {name: 1e3 * work / rate for name, rate in peak.items()}
 
 
-class Row:
-    """One model and batch: every way to run it, built once, then timed in turns."""
+class Ways:
+    """Every way to run a model, built once: what switches it on, and the call."""
 
-    def __init__(self, name: str, model: Any, batch: Batch, onnx: dict[str, Call]) -> None:
-        self.model, self.batch = model, batch
-        self.told = reference(model, [batch])()[0][1]
-        self.result: dict[str, Any] = {"work": name, "seconds": {}, "errors": {}, "refused": {}}
-        self.calls: dict[str, tuple[Callable[[], Any], Call]] = {}  # what switches it on, and the call
+    def __init__(self, model: Any, onnx: dict[str, Call]) -> None:
+        self.model = model
+        self.seconds: dict[str, float] = {}  # that a format's preparation took
+        self.refused: dict[str, str] = {}
+        self.calls: dict[str, tuple[Callable[[], Any], Call]] = {}
         self._add("eager", lambda b: model(**b))
         for key, call in onnx.items():
             self._add(key, call)
@@ -159,15 +162,15 @@ class Row:
         if not reason and precision == "bfloat16" and not bfloat16_pays():
             reason = "a product takes longer in it than in float32"
         if reason:
-            self.result["refused"][f"ours {precision}"] = reason
+            self.refused[f"ours {precision}"] = reason
             return
         began = time.perf_counter()
         try:
             way = prepare(self.model, precision)
         except PassRefused as refused:
-            self.result["refused"][f"ours {precision}"] = str(refused)
+            self.refused[f"ours {precision}"] = str(refused)
             return
-        self.result["seconds"][f"ours {precision}"] = time.perf_counter() - began
+        self.seconds[f"ours {precision}"] = time.perf_counter() - began
 
         def switch() -> Callable[[], None]:
             way.on()
@@ -175,45 +178,56 @@ class Row:
 
         self._add(f"ours {precision}", lambda b: self.model(**b), switch)
 
-    def ways(self) -> dict[str, Call]:
+    def each(self) -> dict[str, Call]:
         """Each way as a call that any batch may be given."""
         return {name: partial(self._answer, name) for name in self.calls}
 
     def _answer(self, name: str, batch: Batch) -> Any:
+        return self.timed(name, batch, 0)[1]
+
+    def timed(self, name: str, batch: Batch, before: int) -> tuple[float, Any]:
+        """Seconds of a call after some that are not timed, and its answer."""
         switch, call = self.calls[name]
         off = switch()
+        for _ in range(before):
+            call(batch)
+        began = time.perf_counter()
         output = call(batch)
+        took = time.perf_counter() - began
         if off:
             off()
-        return output
+        return took, output
+
+
+class Row:
+    """One model and batch, every way timed in turns."""
+
+    def __init__(self, name: str, ways: Ways, batch: Batch) -> None:
+        self.ways, self.batch = ways, batch
+        self.told = reference(ways.model, [batch])()[0][1]
+        self.result: dict[str, Any] = {"work": name, "seconds": ways.seconds, "errors": {}, "refused": ways.refused}
 
     def measure(self, budget_s: float, peak: dict[str, float]) -> dict[str, Any]:
         """Rounds in which every way runs once, until the seconds are over."""
-        times: dict[str, list[float]] = {name: [] for name in self.calls}
+        order = [*self.ways.calls]
+        times: dict[str, list[float]] = {name: [] for name in order}
+        warm: dict[str, int] = {}
         with torch.no_grad():
-            for name in self.calls:
-                self.result["errors"][name] = self._error(self._once(name)[1])
-            end, rounds = time.perf_counter() + budget_s, 0
+            for name in order:
+                self.result["errors"][name] = self._error(self.ways.timed(name, self.batch, 0)[1])
+                warm[name] = int(self.ways.timed(name, self.batch, 0)[0] < WARM_S)
+            shuffle, end, rounds = random.Random(0).shuffle, time.perf_counter() + budget_s, 0
             while rounds < 3 or time.perf_counter() < end:
-                for name in self.calls:
-                    times[name].append(self._once(name)[0])
+                shuffle(order)
+                for name in order:
+                    times[name].append(self.ways.timed(name, self.batch, warm[name])[0])
                 rounds += 1
         result = self.result
         result |= {name: 1e3 * median(values) for name, values in times.items()}
         result["minima"] = {name: 1e3 * min(values) for name, values in times.items()}
         result["rounds"] = rounds
-        result["floors"] = floors(self.model, self.batch, peak)
+        result["floors"] = floors(self.ways.model, self.batch, peak)
         return result
-
-    def _once(self, name: str) -> tuple[float, Any]:
-        switch, call = self.calls[name]
-        off = switch()
-        began = time.perf_counter()
-        output = call(self.batch)
-        took = time.perf_counter() - began
-        if off:
-            off()
-        return took, output
 
     def _error(self, output: Any) -> dict[str, float]:
         """Relative error, and one minus the cosine, against float32; live positions only."""
@@ -288,11 +302,11 @@ def run(name: str, budget_s: float, keep: Callable[[dict[str, Any]], None]) -> d
     with TemporaryDirectory() as folder:
         peers: dict[str, Call] = dict(sessions(model, Path(folder), torch.get_num_threads()))
         peers |= quantised(model, Path(folder) / "plain.onnx", torch.get_num_threads())
+        ways = Ways(model, peers)
+        if name == "MiniLM":  # random weights say nothing of texts
+            began["fidelity"] = fidelity(model, ways.each())
         for size, batch in batches(model).items():
-            row = Row(f"{name}, {size}", model, batch, peers)
-            if not rows and name == "MiniLM":  # random weights say nothing of texts
-                began["fidelity"] = fidelity(model, row.ways())
-            rows.append(row.measure(budget_s, peak))
+            rows.append(Row(f"{name}, {size}", ways, batch).measure(budget_s, peak))
             judge(rows[-1], began.get("choice", "eager"), began.get("fidelity", {}))
             result = {"rows": rows, "starts": [began], "peaks": peak, "bounds": BOUNDS}
             keep(result)

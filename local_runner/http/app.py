@@ -187,7 +187,9 @@ def _with_task(schema: dict[str, Any], swagger: Path, name: str) -> dict[str, An
         for kind, parts in task.get("components", {}).items():
             schema.setdefault("components", {}).setdefault(kind, {}).update(parts)
         forms = task.get("components", {}).get("schemas", {}).get("ServiceInput", {}).get("anyOf", [])
-        canonical = next((form["properties"] for form in forms if "inputs" in form.get("properties", {})), {})
+        canonical: dict[str, Any] = next(
+            (form["properties"] for form in forms if "inputs" in form.get("properties", {})), {}
+        )
         openapi_bodies.add_parameters(schema, name, canonical.get("parameters", {}).get("properties", {}))
     return schema
 

@@ -11,6 +11,7 @@ from mii_azure.model.families import Family, fact, find_family, first_architectu
 from mii_azure.model.files import contained
 from mii_azure.model.resolved import Model, read_settings
 from mii_azure.model.safetensors import INPUTS, Tensor
+from mii_azure.model.sizes import disagreements, has_told_size
 
 _LABELLING = ("ForSequenceClassification", "ForTokenClassification")
 _HEAD = re.compile(r"(classifier|score|classifier\.out_proj|classification_head\.out_proj)\.weight")
@@ -19,8 +20,8 @@ _SHOWN = 5
 
 
 def is_compared(tensor: Tensor) -> bool:
-    """True if a tensor's rows are what config.json and the tokenizer have to agree with: tokens or labels."""
-    return len(tensor.shape) == 2 and (tensor.name.endswith(INPUTS) or bool(_HEAD.fullmatch(tensor.name)))
+    """True if config.json or the tokenizer have to agree with a size of the tensor: tokens, labels, widths, layers."""
+    return len(tensor.shape) == 2 and (bool(_HEAD.fullmatch(tensor.name)) or has_told_size(tensor))
 
 
 def check_consistency(model: Model, trust_remote_code: bool) -> None:
@@ -32,8 +33,9 @@ def check_consistency(model: Model, trust_remote_code: bool) -> None:
         return
     _check_type(family.name, trust_remote_code)
     _check_head(model)
-    if family.tested:  # others may keep more rows than tokens
+    if family.tested:  # others may keep more rows than tokens, under names of their own
         _check_embeddings(model, family)
+        _check_sizes(model, family)
 
 
 def _check_type(name: str, trust_remote_code: bool) -> None:
@@ -53,7 +55,7 @@ def _check_head(model: Model) -> None:
         return
     told = label_count(model.config)
     for tensor in model.weights.compared:
-        if not tensor.name.endswith(INPUTS) and tensor.shape[0] != told:
+        if _HEAD.fullmatch(tensor.name) and tensor.shape[0] != told:
             raise ModelInconsistent(
                 f"{tensor.name} has {tensor.shape[0]} labels, and config.json {told}.",
                 "Copy config.json and weights from the same place; id2label has a name for each label.",
@@ -74,6 +76,14 @@ def _check_embeddings(model: Model, family: Family) -> None:
                 f"{tensor.name} has {tensor.shape[0]} tokens, and config.json's vocab_size is {told}.",
                 "Copy config.json and weights from the same place.",
             )
+
+
+def _check_sizes(model: Model, family: Family) -> None:
+    if model.weights.published:  # packed numbers have shapes of their own
+        return
+    found = next(disagreements(model.weights.compared, model.config, family), None)
+    if found:
+        raise ModelInconsistent(found, "Copy config.json and weights from the same place.")
 
 
 def _embeddings(model: Model) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from mii_azure.model.experts import experts_of
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.model.windows import windows
 from scoring.config import MODULES
 from scoring.sentence.ranker import CAUSAL, FORM, JUDGES
 
@@ -46,6 +47,8 @@ class Profile(BaseModel):
     expert_share: float = 1.0  # of them that one token goes through
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    window: int = 0  # keys that a token sees in some layers of a decoder, itself included; 0: all layers see all
+    windowed_layers: int = 0  # those layers
     pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
     shipped: str = ""  # numbers of the products in the weight files, if they are quantised, e.g. "int4"
     published: str = ""  # method by which their author quantised them, e.g. "awq"
@@ -77,6 +80,7 @@ def profile(model: Model) -> Profile:
     dtype = model.weights.dtype or "float32"
     experts = experts_of(config, family, layers, hidden, model.weights.parameters)
     kv_bytes = roofline.kv_bytes_per_token(kv_layers, kv_heads, head_dim, DTYPE_BYTES[dtype])
+    window, windowed = windows(config, layers) if family.kind == "decoder" else (0, 0)
     return Profile(
         model=model.name,
         revision=model.revision,
@@ -97,6 +101,8 @@ def profile(model: Model) -> Profile:
         expert_share=experts.share,
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
+        window=window,
+        windowed_layers=windowed,
         shipped=model.weights.kind,
         published=model.weights.published,
         widened=model.weights.widened,

@@ -13,7 +13,9 @@ from mii_azure.planning.demand import Demand
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import CACHED_TASKS
-from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
+from scoring.decoder.block_pool import BLOCK
+from scoring.decoder.layer_groups import STEP_TOKENS, LayerGroups, group_layers
+from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS, LEAST_CACHE_TOKENS
 from scoring.passes.families import SLICED_DECODERS, decoder_tier
 
 
@@ -85,6 +87,7 @@ def most_rows(work: Work, sku: Sku, paged: bool) -> int:
     return work.demand.concurrency or most
 
 
+_PIECE = STEP_TOKENS["cuda"]
 Budget = Callable[[int, int], Memory]  # of tokens in one batch, and of tokens whose keys and values are kept
 
 
@@ -109,19 +112,49 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
 
     Requests that still run in batches (beam search, say) use the headroom, unless a share of the memory is asked for.
     """
-    least, each = _in_grains(work.least_context), max(1, budgeted(0, 1).kv_cache)
+    groups = layer_groups(work, work.context)
+    each = max(1.0, budgeted(0, groups.room * BLOCK).kv_cache / (BLOCK * work.profile.layers))  # bytes of a token
+    least = _least_pool(work.least_context, groups)
     for spare in (1.0,) if work.demand.share else (limits.HEADROOM["cuda"], headroom):
         tokens = limits.MAX_BATCH_TOKENS["cuda"]
         while _left(memory := budgeted(tokens, 0), spare) < limits.CACHE_TO_BATCH * memory.activations:
             if tokens <= limits.MIN_CONTEXT:
                 break
             tokens //= 2
-        pool = _left(memory, spare) // each
+        pool = int(_left(memory, spare) / each)
         if pool >= least:
             break
     pool = max(pool - pool % limits.CACHE_GRAIN, least)  # too much for the memory where nothing fits
-    context = min(work.context, pool)
-    return Room(tokens, context, min(rows, pool // work.demand.tokens(context)), pool), budgeted(tokens, pool)
+    context = groups.longest(pool_blocks(groups, pool), _PIECE, work.context)
+    groups = layer_groups(work, context)  # as the engine makes them, for that context
+    most = groups.at_once(pool_blocks(groups, pool), work.demand.tokens(context), _PIECE)
+    kept = -(-pool * groups.room // work.profile.layers)  # with what no layer fills
+    return Room(tokens, context, min(rows, most), pool), budgeted(tokens, kept)
+
+
+def layer_groups(work: Work, context: int) -> LayerGroups:
+    """Groups of the model's layers in a paged cache, by the windows that they see."""
+    profile = work.profile
+    windowed = profile.windowed_layers
+    return group_layers([0] * (profile.layers - windowed) + [profile.window] * windowed, context)
+
+
+def pool_blocks(groups: LayerGroups, pool: int) -> int:
+    """Number of blocks of a paged cache that holds `pool` tokens in all layers."""
+    return pool // BLOCK * groups.count
+
+
+def seen_tokens(work: Work, tokens: int) -> int:
+    """Tokens whose keys and values a step reads of a sequence of `tokens` tokens, on average over the layers."""
+    profile = work.profile
+    less = max(0, tokens - profile.window) * profile.windowed_layers
+    return tokens - less // profile.layers
+
+
+def _least_pool(context: int, groups: LayerGroups) -> int:
+    """Least tokens of a pool that holds a sequence of `context` tokens and that a decoder begins with."""
+    blocks = groups.blocks(context, min(context, _PIECE))
+    return _in_grains(max(-(-blocks // groups.count) * BLOCK, min(context, LEAST_CACHE_TOKENS)))
 
 
 def _in_grains(tokens: int) -> int:
@@ -175,7 +208,9 @@ def at_once(work: Work, room: Room) -> tuple[tuple[int, int], ...]:
         return ()
     most = work.demand.concurrency or limits.MAX_SEQUENCES
     lengths = [*(length for length in limits.TOLD_LENGTHS if length < room.context), room.context]
-    return tuple((length, min(most, room.pool // length)) for length in lengths)
+    groups = layer_groups(work, room.context)
+    blocks = pool_blocks(groups, room.pool)
+    return tuple((length, min(most, groups.at_once(blocks, length, _PIECE))) for length in lengths)
 
 
 def _own_parameters(profile: Profile, gpus: int) -> int:

@@ -9,9 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from local_runner.front_ends.number import usual
 from mii_azure.hardware import roofline
+from mii_azure.hardware.skus import Sku
 from mii_azure.hardware.speed import Effort, speeds
 from mii_azure.planning import latency
-from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token
+from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from scoring.passes.families import CPU_STACK, FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
@@ -31,6 +32,10 @@ _NARROW = {"int8": 1 / 4, "int4": (0.5 + 4 / 64) / 4}  # bytes that a CPU's step
 def decoder_runner(tier: str, rows: int, shipped: str = "") -> str:
     """Name of the kernels of a decode step: few rows are read by others than many, quantised numbers by their own."""
     return f"{tier} decode, {'few' if rows <= FEW_ROWS else 'many'} rows{shipped and ', ' + shipped}"
+
+
+#: What reads a text: JSON in, tokens, and JSON out, by one core.
+READING = "token read, one core"
 
 
 def hands_on(front_ends: bool, streams: bool) -> str:
@@ -148,6 +153,11 @@ def handing_seconds(work: Work, placed: Fit, tokens: int) -> float:
     return speeds()[name].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
 
 
+def most_read(sku: Sku, tokens: int) -> float:
+    """Texts of so many tokens that all cores of an instance read in a second, if they do nothing else."""
+    return sku.cores / speeds()[READING].seconds(Effort(0.0, 0.0, tokens), 1.0, 1.0)
+
+
 class Workload(BaseModel):
     """Request for which speeds are stated: tokens of its prompt and of its answer, and the unit of an answer."""
 
@@ -209,6 +219,6 @@ def request_seconds(work: Work, placed: Fit, rows: int, request: Workload) -> fl
     if not request.answer:
         return seconds
     kept = (
-        kv_bytes_per_token(work, placed.dtype) * rows * (request.prompt + request.answer // 2)
+        kv_bytes_per_token(work, placed.dtype) * rows * seen_tokens(work, request.prompt + request.answer // 2)
     )  # keys and values that the average step reads
     return seconds + request.answer * step_seconds(work, placed, kept, rows)

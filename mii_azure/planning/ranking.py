@@ -143,20 +143,18 @@ def _cheaper(
 ) -> Cheaper:
     """Compare CPUs with GPUs by what one instance answers and costs."""
     fits = [row for row in rows if row.fits]
-    offers = [
-        Offer(
-            instance_type=row.instance_type,
-            device=row.device,
-            price_per_hour=row.price_per_hour / spec.instance_count,
-            per_second=row.throughput * utilisation / spec.instance_count / (request.answer or 1),
-            basis=row.basis,
-        )
-        for row in fits
-        if row.price_per_hour and row.throughput and row.basis
-    ]
+    offers = []
+    for row in fits:
+        if row.price_per_hour and row.throughput and row.basis:
+            rate = row.throughput / spec.instance_count / (request.answer or 1)
+            if request.unit == "requests":  # a fast GPU waits for the cores that read its texts
+                rate = min(rate, expected.most_read(all_skus()[row.instance_type], request.prompt))
+            offer = {"instance_type": row.instance_type, "device": row.device, "basis": row.basis}
+            hourly = row.price_per_hour / spec.instance_count
+            offers.append(Offer(**offer, price_per_hour=hourly, per_second=rate * utilisation))
     uncounted = "what the draft model gains" if spec.draft_model else ""
     if request.unit == "requests":
-        uncounted = "the server's own work on each request"
+        uncounted = "what the server does for a request beside reading its text on all cores"
     currency = prices.currency if prices else None
     return compared(offers, currency, [row.device for row in fits], utilisation, uncounted)
 

@@ -8,7 +8,7 @@ from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import latency
-from mii_azure.planning.budget import Work, device_of, draft_bytes
+from mii_azure.planning.budget import Work, device_of, draft_bytes, layer_groups
 from mii_azure.planning.latency import Start, Wait
 from mii_azure.planning.memory import Fit, smallest_gpu
 from mii_azure.platform import limits
@@ -205,6 +205,7 @@ def _of_cache(work: Work, placed: Fit) -> list[Decision]:
     each = f" on each of {placed.gpus} GPUs" if placed.gpus > 1 else ""
     asked = (demand.prompt, demand.new) != (limits.EXPECTED_PROMPT_TOKENS, limits.EXPECTED_NEW_TOKENS)
     return [
+        *_of_windows(work, placed),
         Decision(
             what="KV cache",
             value=f"{room.pool} tokens{' in FP8' if demand.narrow else ''}, {placed.memory.kv_cache / GB:.1f} GB{each}",
@@ -218,6 +219,23 @@ def _of_cache(work: Work, placed: Fit) -> list[Decision]:
             + " Longer ones are served too, fewer at once.",
         ),
     ]
+
+
+def _of_windows(work: Work, placed: Fit) -> list[Decision]:
+    """Describe the layers that see a window, where some do, and what a paged cache keeps of them."""
+    facts, context = work.profile, placed.room.context
+    if not facts.windowed_layers:
+        return []
+    groups = layer_groups(work, context)
+    reason = "They keep no more of a sequence than that, and the pages of a piece of its prompt while it is computed."
+    if not any(groups.windows):
+        reason = f"In a context of {context:,} tokens that saves too little: they keep all, as the others do."
+    elif facts.windowed_layers < facts.layers:
+        reason += " The others keep all."
+        if empty := groups.room - facts.layers:
+            reason += f" Pages hold {groups.size} layers: {empty} of {groups.room} places stay empty."
+    value = f"{facts.windowed_layers} of {facts.layers}, {facts.window:,} tokens"
+    return [Decision(what="layers with a window", value=value, reason=reason)]
 
 
 def _why_rows(work: Work, placed: Fit) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from scoring.lora.served import AdapterChange
 from scoring.schema import token_requests
 from scoring.strict_json.body import dumps, read_json
 from scoring.tasks.base import Task
-from scoring.telemetry.spans import noted
+from scoring.telemetry.spans import note
 
 logger = logging.getLogger("mii_azure.service")
 
@@ -173,8 +174,13 @@ class Answers(ABC):
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        with self._queue.statistics.timed(name), noted(name):
+        began = time.perf_counter()  # one context instead of three: they are entered for every request
+        try:
             yield
+        finally:
+            ended = time.perf_counter()
+            self._queue.statistics.took(name, ended - began)
+            note(name, began, ended)
 
     def _encode(self, call: Call) -> list[list[Row]]:
         rows: list[list[Row]] = []

@@ -2,12 +2,11 @@
 
 import torch
 
+from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.model import Attention, CachedModel
 
 #: Most tokens of a chunk: GPUs are as fast per token at 8,192 as they get. Least, however short memory is.
-LONGEST_CHUNK, LEAST_CHUNK = 8192, 1024
-#: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
-STEP_TOKENS = {"cpu": 128, "cuda": LONGEST_CHUNK}
+LONGEST_CHUNK, LEAST_CHUNK = STEP_TOKENS["cuda"], 1024
 #: Sizes of chunks that get a graph, as far as memory allows; a chunk is padded up to the next.
 CHUNKS = [16, 32, 64, *range(128, 1024, 128)]
 CHUNKS += [*range(1024, 2048, 256), *range(2048, 4096, 512), *range(4096, LONGEST_CHUNK + 1, 1024)]

@@ -2,9 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,12 +14,15 @@ from scoring.decoder.chunk_size import CHUNKS, SPANS, Span
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.drafts import SIZES, Placed
+from scoring.decoder.graphs import Graphs, Launches, batch_sizes
 from scoring.decoder.kv_cache import KVCache, SamplingParams
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.model import CachedModel
+from scoring.decoder.pending import Pending
 from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, record, runs_of
 from scoring.decoder.prompt_attention import IN_GRAPHS
 from scoring.decoder.prompt_cost import Piece, PromptCost, fitted
+from scoring.decoder.put_off import PutOffSampling
 from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
@@ -27,27 +30,6 @@ _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the posi
 _GUESS = 0.04  # milliseconds per token of a prompt, of a large model: 1,024 tokens beside streams
 _AHEAD = 2  # chunks of prompts that are under way at once, so that whoever comes does not wait for more
 _COMPILING_S = 600.0  # most time that another rank may take to compile the kernels of one graph
-
-
-class Launches(Protocol):
-    """Launches that can be enqueued again."""
-
-    def replay(self) -> None:
-        """Enqueue them."""
-
-
-@dataclass
-class Graphs:
-    """Graphs by size: rows of a step, with long rows in `far`, tokens of a chunk, rows of a step with drafts.
-
-    `spanned`: by most tokens of a chunk that is one part, and keys in spans before it.
-    """
-
-    near: dict[int, Launches] = field(default_factory=dict)
-    far: dict[int, Launches] = field(default_factory=dict)
-    prompts: dict[int, Launches] = field(default_factory=dict)
-    drafts: dict[int, Launches] = field(default_factory=dict)
-    spanned: dict[tuple[int, int], Launches] = field(default_factory=dict)
 
 
 class CudaBackend:
@@ -93,6 +75,7 @@ class CudaBackend:
         self._open: list[int] = []  # slots that the rows of `sample` stand for, apart from a step's
         self._sampled = torch.zeros(state.slots, dtype=torch.int32, device=model.device)
         self._beside = SideUpload()
+        self.put_off = PutOffSampling(self.launcher, state.slots, self._wait, self._beside, self._read)
         self._spare: list[Tensor] = []
         self._chunks: deque[Any] = deque()  # events after the last chunks
         self.prompt_cost = PromptCost(_GUESS)  # until `warm_up` measures it
@@ -137,6 +120,7 @@ class CudaBackend:
 
     def open(self, slot: int, sampling: SamplingParams, long: bool = False) -> None:
         """Empty a slot; sent to the device, with others opened meanwhile, before the next prefill or step."""
+        self.put_off.finish_before([slot])
         self._opened[slot] = record(slot, sampling, long)
 
     def prefill(self, parts: Sequence[Part]) -> Tensor:
@@ -204,20 +188,26 @@ class CudaBackend:
         admit(self.prefiller.model, self.prefiller.state, target, len(records))
         self._opened = {}
 
-    def step(self, slots: Sequence[int], longest: int) -> PendingTokens:
-        """One step of these slots, of up to `longest` tokens: feed each its last token, pick the next."""
+    def step(self, slots: Sequence[int], longest: int, left: Sequence[int] = ()) -> Pending:
+        """One step of these slots, of up to `longest` tokens: feed each its last token, pick the next.
+
+        Of slots that are `left` the next token is picked later, and so are the others' then, if `sample` can.
+        """
+        self.put_off.finish()
         self.settle()
         size = next(size for size in self.sizes if size >= len(slots))
         far, graphs = self.launcher.is_far(size, longest), self._kind(slots)
-        graph = (graphs.far if far else graphs.near).get(size) or self._capture(size, far)
+        picked = not left or self._team is not None  # of which the other ranks would have to know
+        graph = graphs.step(size, far, picked) or self._capture(size, far, picked)
         self._place([*slots, *[self._scratch] * (size - len(slots))])
         graph.replay()
         self._last, self._ran = size, self.launcher
-        return self._read(len(slots))
+        return self._read(len(slots)) if picked else self.put_off.put_off(slots, size, left)
 
     def speculate(self, placed: Sequence[Placed]) -> PendingTokens:
         """One step of up to 8 slots, fed up to 32 tokens: the token picked after each of them."""
         assert self.drafter is not None
+        self.put_off.finish()
         self.settle()
         rows = sum(len(tokens) for _, _, tokens in placed)
         size = next(size for size in SIZES if size >= rows)
@@ -230,6 +220,8 @@ class CudaBackend:
 
     def sample(self, slots: Sequence[int], logits: Tensor, masks: Tensor | None = None) -> PendingTokens:
         """Pick a token for each slot from logits [slots, vocabulary], within masks [slots, words] if given."""
+        self.put_off.finish_before(slots)
+        self.put_off.newest = False
         if slots != self._open:
             self._open = list(slots)
             self._sent["slots"].send(self._sampled[: len(slots)], partial(_fill, self._open))
@@ -241,11 +233,12 @@ class CudaBackend:
 
     def logits(self, count: int) -> Tensor:
         """Logits of the last step's first rows, [count, vocabulary]."""
-        b = self._ran.buffers
-        return (b.logits if self._last <= self._ran.gemv_rows else b.narrow)[:count]
+        return self._ran.logits_of(self._last)[:count]
 
     def picked(self, count: int) -> Tensor:
         """Tokens [count] picked last."""
+        if self.put_off.newest:
+            self.put_off.finish()
         return self._ran.buffers.out[:count]
 
     def warm_up(self, sizes: Sequence[int] | None = None) -> None:
@@ -352,13 +345,12 @@ class CudaBackend:
         self.graphs.drafts[size] = self._captured(lambda: told.step(size))
         return self.graphs.drafts[size]
 
-    def _capture(self, size: int, far: bool = False) -> Launches:
+    def _capture(self, size: int, far: bool = False, picked: bool = True) -> Launches:
         self._place([self._scratch] * size)
-        graph = self._captured(lambda: self.launcher.step(size, far))
-        (self.graphs.far if far else self.graphs.near)[size] = graph
-        return graph
+        launch: Callable[[int, bool], object] = self.launcher.step if picked else self.launcher.forward
+        return self.graphs.keep(self._captured(lambda: launch(size, far)), size, far, picked)
 
-    def _captured(self, launch: Callable[[], None]) -> Launches:
+    def _captured(self, launch: Callable[[], object]) -> Launches:
         """Run the function once on scratch rows, which compiles its kernels, then capture it."""
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call,unused-ignore]
         side.wait_stream(torch.cuda.current_stream())
@@ -386,11 +378,3 @@ def _fill(numbers: Sequence[Any], buffer: Tensor) -> None:
 
 def _synchronize(event: Any) -> None:
     event.synchronize()
-
-
-def batch_sizes(slots: int) -> list[int]:
-    """Batch sizes that get a graph: powers of two below the number of slots, and that number."""
-    sizes = [1]
-    while sizes[-1] * 2 < slots:
-        sizes.append(sizes[-1] * 2)
-    return sizes if sizes[-1] == slots else [*sizes, slots]

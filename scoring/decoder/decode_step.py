@@ -20,11 +20,17 @@ from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
-from scoring.decoder.gemv_config import GemvTile, choose_tile, narrow, scales_of, tiling
+from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.decoder.rank_sums import RankSums
-from scoring.kernels import decode_attention, decode_elementwise, decode_gemv, decode_sampling
+from scoring.kernels import (
+    decode_attention,
+    decode_elementwise,
+    decode_gemv,
+    decode_int4_gemv,
+    decode_sampling,
+)
 
 _MULTIPROCESSORS = 132
 _SPAN = BLOCK  # keys that one iteration of the attention kernel reads
@@ -70,6 +76,7 @@ class Launcher(RankSums):
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
         self._first = model.team is None or model.team.first
+        self._in_turn = torch.arange(picked, dtype=torch.int32, device=model.device)
         self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
 
     def queries(self) -> int:
@@ -93,6 +100,10 @@ class Launcher(RankSums):
 
     def step(self, rows: int, far: bool = False) -> None:
         """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
+        self.sample(rows, self.forward(rows, far), advance=True)
+
+    def forward(self, rows: int, far: bool = False) -> Tensor:
+        """Enqueue a step but for its sampling, which is to follow; logits [rows or more, vocabulary]."""
         self.far = far
         self.embed(rows)
         for index, layer in enumerate(self.model.layers):
@@ -101,8 +112,11 @@ class Launcher(RankSums):
             else:
                 self._layer_blas(rows, index, layer)
         self.head(rows)
-        logits = self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
-        self.sample(rows, logits, advance=True)
+        return self.logits_of(rows)
+
+    def logits_of(self, rows: int) -> Tensor:
+        """Memory of a step's logits."""
+        return self.buffers.logits if rows <= self.gemv_rows else self.buffers.narrow
 
     def embed(self, rows: int) -> None:
         model, b = self.model, self.buffers
@@ -205,13 +219,12 @@ class Launcher(RankSums):
         tile, cache = self.tile("qkv", linear, 2), self.state.layer(index)
         gains, bias = self._bias(norm, linear)
         sources, taking = self._taken()
-        decode_gemv.gemv_qkv[(rows * triton.cdiv(pairs, tile.rows),)](
-            *sources, norm.gain, linear.weight, *scales_of(linear, b.x), gains, bias, b.q, cache.keys, cache.values,
-            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs,
-            *self._paging(), norm.eps, **taking, **tiling(tile, inputs), BLOCK=BLOCK,
-            NORM=norm.kind, BIAS=bias is not b.x,
-            **narrow(linear), **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows,
-            PDL=self.pdl, **self._launch(),
+        _kernels(linear).gemv_qkv[tile.grid(pairs, rows)](
+            *sources, norm.gain, linear.weight, given(linear.scale, b.x), gains, bias, b.q, cache.keys, cache.values,
+            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs, *self._paging(),
+            norm.eps, **taking, **reading(linear, tile, b.x), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
+            **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows, PDL=self.pdl,
+            **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
@@ -223,10 +236,10 @@ class Launcher(RankSums):
         tile = self.tile("gated", mlp.up, 2)
         gains, bias = self._bias(norm, mlp.up)
         sources, taking = self._taken()
-        decode_gemv.gemv_gated[(rows * triton.cdiv(outputs, tile.rows),)](
-            *sources, norm.gain, mlp.up.weight, *scales_of(mlp.up, b.x), gains, bias, b.inner, outputs, inputs,
-            norm.eps, **taking, **tiling(tile, inputs), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            **narrow(mlp.up), ROWS=rows, PDL=self.pdl, **self._launch(),
+        _kernels(mlp.up).gemv_gated[tile.grid(outputs, rows)](
+            *sources, norm.gain, mlp.up.weight, given(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs,
+            norm.eps, **taking, **reading(mlp.up, tile, b.x), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
+            ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor | None, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
@@ -240,10 +253,10 @@ class Launcher(RankSums):
         gains, bias = self._bias(norm, linear)
         absent = self.buffers.x
         sources, taking = self._taken(x, factor)
-        decode_gemv.gemv[(rows * triton.cdiv(outputs, tile.rows),)](
-            *sources, absent if norm is None else norm.gain, linear.weight, *scales_of(linear, absent), gains, bias,
-            out, outputs, inputs, epsilon(norm), **taking, **tiling(tile, inputs), NORM=kind(norm), ACT=act, ADD=add,
-            BIAS=biased and bias is not absent, **narrow(linear), ROWS=rows, PDL=self.pdl, **self._launch(),
+        _kernels(linear).gemv[tile.grid(outputs, rows)](
+            *sources, absent if norm is None else norm.gain, linear.weight, given(linear.scale, absent), gains, bias,
+            out, outputs, inputs, epsilon(norm), **taking, **reading(linear, tile, absent), NORM=kind(norm), ACT=act,
+            ADD=add, BIAS=biased and bias is not absent, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
@@ -294,27 +307,29 @@ class Launcher(RankSums):
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
-               slots: Tensor | None = None) -> None:  # fmt: skip
-        """Sample each row's token from logits [rows, vocabulary], of those that masks [rows, words] int32 allow.
+               slots: Tensor | None = None, masked: Tensor | None = None) -> None:  # fmt: skip
+        """Sample each row's token from logits [rows, vocabulary], of those that masks [masks, words] int32 allow.
 
-        With `advance` the step's input counts as live, and constrained slots get a placeholder. `slots` [rows] of the
-        rows are the step's unless they are told.
+        With `advance` the step's input counts as live, and constrained slots without a mask get a placeholder. `slots`
+        [rows] of the rows are the step's unless they are told; `masked` [rows] int32 tells the mask of each, -1 for
+        none; without it they are the rows' in turn.
         """
         slots = self.buffers.slots if slots is None else slots
+        masked = self._in_turn if masked is None else masked
         b, s, vocabulary, lengths = self.buffers, self.state, self.model.vocabulary, self._fed()[2]
-        words, masked = (0, False) if masks is None else (masks.shape[1], True)
+        words = 0 if masks is None else masks.shape[1]
         blocks = self.chunks * (_CHUNK // _BLOCK)
         decode_sampling.scan[(rows, self.chunks)](
             logits, b.scores, b.best, b.where, b.peaks, b.masses, slots, lengths, s.seen, s.temperature, s.penalty,
-            s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), vocabulary, words, BV=_CHUNK,
-            SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=masked, ADVANCE=int(advance), OWN=self.own,
-            PDL=self.pdl, num_warps=8, **self._launch(),
+            s.seed, s.forbidden, s.forbidden_until, s.constrained, given(masks, b.slots), masked, vocabulary, words,
+            BV=_CHUNK, SB=_BLOCK, CHUNKS=self.chunks, HELD=FORBIDDEN, MASKED=words > 0, ADVANCE=int(advance),
+            OWN=self.own, PDL=self.pdl, num_warps=8, **self._launch(),
         )  # fmt: skip
         decode_sampling.choose[(rows,)](
             b.scores, b.best, b.where, b.peaks, b.masses, b.near, b.kept, b.places, b.out, slots, lengths, s.tokens,
-            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, vocabulary, s.slots, blocks,
-            SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
-            CP=triton.next_power_of_2(self.chunks), ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
+            s.seen, s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.constrained, masked, vocabulary, s.slots,
+            blocks, SB=_BLOCK, BP=triton.next_power_of_2(blocks), TB=_AT_ONCE, MOST=self.gathered, CHUNKS=self.chunks,
+            CP=triton.next_power_of_2(self.chunks), MASKED=words > 0, ADVANCE=int(advance), OWN=self.own, PDL=self.pdl,
             num_warps=16, **self._launch(),
         )  # fmt: skip
         self._agree(s.tokens)
@@ -358,6 +373,11 @@ class Launcher(RankSums):
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }
+
+
+def _kernels(linear: Linear) -> Any:
+    """Module of the kernels that read a product's weights."""
+    return decode_int4_gemv if linear.group else decode_gemv
 
 
 def _second(layer: DecoderLayer) -> int:

@@ -13,7 +13,7 @@ On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
 steps, so a step need not wait for the tokens of the one before. All calls must come from one thread.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +24,12 @@ from scoring.decoder.adapters.parts import steady_rotary
 from scoring.decoder.back_ends import gpu_backend, plain_backend
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.drafts import Fed, Placed, Runs, speculate
 from scoring.decoder.generic.model import GenericModel
 from scoring.decoder.generic.probe import probe
 from scoring.decoder.int4 import attach
 from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams
-from scoring.decoder.layer_groups import group_layers
+from scoring.decoder.layer_groups import STEP_TOKENS, group_layers
 from scoring.decoder.logprobs import indices
 from scoring.decoder.long_rotary import LongRotary
 from scoring.decoder.low_rank import SlotAdapters
@@ -190,9 +189,11 @@ class Decoder:
         Also every later token of constrained slots, which `step` leaves open. Of masks [slots, words] int32 on the
         host, a set bit allows a token; `added` numbers are added to the logits of each slot, by token.
         """
-        logits = add_to(self.open_logits(slots), added)
-        pick = self._pick if self._cuda is None else self._cuda.sample
-        pending: Pending = pick(list(slots), logits, masks)
+        together = masks is not None and not any(added) and self._cuda is not None and self._logits.lent(slots)
+        pending: Pending | None = self._cuda.put_off.sample(slots, masks) if together else None
+        if pending is None:
+            pick: Callable[..., Pending] = self._pick if self._cuda is None else self._cuda.sample
+            pending = pick(list(slots), add_to(self.open_logits(slots), added), masks)
         self._logits.drop(slots)
         return pending
 
@@ -205,28 +206,27 @@ class Decoder:
         """
         self._settle()
         self._reserve(self._check_step(slots))
+        self._logits.settle()
         longest = 1 + max(self.lengths[slot] for slot in slots)
-        pending: Pending = (
-            self._cuda.step(list(slots), longest) if self._cuda is not None else self._step(slots, longest)
-        )
+        left = [slot for slot in slots if slot in self._constrained] if self._constrained else []
+        step: Callable[..., Pending] = self._step if self._cuda is None else self._cuda.step
+        pending = step(list(slots), longest, left)
         for slot in slots:
             self.lengths[slot] += 1
-        if rows := [row for row, slot in enumerate(slots) if slot in self._constrained]:
-            self._logits.keep_some([slots[row] for row in rows], rows, self.last_logits(len(slots)))
+        if left:
+            self._logits.lend(slots, left, self.last_logits(len(slots)))
         self._advance(slots)
         return pending
 
-    def _step(self, slots: Sequence[int], longest: int) -> Pending:
+    def _step(self, slots: Sequence[int], longest: int, left: Collection[int]) -> Pending:
         rows = torch.tensor(list(slots), dtype=torch.int64, device=self.model.device)
-        logits = self._torch.step(rows, longest)
+        self._last = logits = self._torch.step(rows, longest)
         self.state.lengths[rows] += 1
-        self._last = logits
-        if not self._constrained.intersection(slots):
+        if not left:
             return self._pick(slots, logits)
-        free = [row for row, slot in enumerate(slots) if slot not in self._constrained]
-        picked = self._pick([slots[row] for row in free], logits[free]).tokens() if free else []
-        known = dict(zip(free, picked, strict=True))
-        tokens = [known.get(row, -1) for row in range(len(slots))]
+        free = [row for row, slot in enumerate(slots) if slot not in left]
+        picked = iter(self._pick([slots[row] for row in free], logits[free]).tokens() if free else ())
+        tokens = [-1 if slot in left else next(picked) for slot in slots]
         self._picked = torch.tensor(tokens, device=self.model.device)
         return Ready(tokens)
 
@@ -290,6 +290,7 @@ class Decoder:
     def feed(self, slot: int, token: int) -> None:
         """Replace a slot's next input, for teacher forcing."""
         if self._cuda is not None:
+            self._cuda.put_off.finish()
             self._cuda.settle()
         self.state.tokens[slot] = token
         self.state.seen[slot, token] = 1

@@ -100,10 +100,10 @@ class DraftStep(TokenRows):
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
-               slots: Tensor | None = None) -> None:  # fmt: skip
+               slots: Tensor | None = None, masked: Tensor | None = None) -> None:  # fmt: skip
         """Sample every row's token, and keep each slot's as far as they were fed."""
         b, s = self.buffers, self.state
-        super().sample(rows, logits, advance, masks, slots)
+        super().sample(rows, logits, advance, masks, slots, masked)
         decode_sampling.accept[(rows,)](
             b.out, self.tokens, b.slots, self.positions, self.firsts, s.tokens, s.seen, s.lengths, rows,
             self.model.vocabulary, s.slots, BR=SIZES[-1], PDL=self.pdl, num_warps=1, **self._launch(),

@@ -233,11 +233,11 @@ class FixedStep(Launcher):
     def is_far(self, rows: int, longest: int) -> bool:
         return longest > _FAR_SPANS * self.keys and self.splits(rows) < self.splits(rows, far=True)
 
-    def step(self, rows: int, far: bool = False) -> None:
+    def forward(self, rows: int, far: bool = False) -> Tensor:
         slots = self.buffers.slots[:rows]
         self.tiled[2, :rows] = slots
         torch.index_select(self.state.lengths, 0, slots, out=self.tiled[3, :rows])
-        super().step(rows, far)
+        return super().forward(rows, far)
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b = self.buffers

@@ -113,10 +113,8 @@ class KVCache:
         """A layer's keys and values [KV heads, slots, tokens, D], each slot's in order, of a cache in place."""
         group, place = self.groups.places[index]
         own = slice(group * self.slots * self.width, (group + 1) * self.slots * self.width)
-        keys, values = (
-            cache[place, :, own].unflatten(1, (self.slots, -1)).flatten(2, 3) for cache in (self.keys, self.values)
-        )
-        return keys, values
+        shape = (self.keys.shape[1], self.slots, -1, self.keys.shape[-1])
+        return self.keys[place, :, own].view(shape), self.values[place, :, own].view(shape)
 
     @property
     def narrow(self) -> bool:

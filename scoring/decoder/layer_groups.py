@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 
+#: Tokens of one step: about as many as a device computes in the time it takes to read the weights a few times.
+STEP_TOKENS = {"cpu": 128, "cuda": 8192}
 _TYPICAL = 4  # windows: a sequence of that length is what groups are made for
 _FEW = 1.05  # of the least memory that such a sequence can take; within it, the fewest groups
 

@@ -19,6 +19,7 @@ from torch.nn import functional
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
 from scoring.decoder.native_build import NoNativeStep, library
+from scoring.limits import cpus
 
 #: Rows of a call at most.
 ROWS = 8
@@ -106,8 +107,8 @@ def _peculiar(layer: DecoderLayer) -> bool:
 class NativeStep:
     """The step of a model whose products have narrow weights, over a cache; raises NoNativeStep.
 
-    It takes the products' narrow weights over: theirs are empty from then on. As many threads as torch's meet after
-    each product, unless `use_threads` says otherwise; a step of one sequence may be left to one of them. Raises OSError
+    It takes the products' narrow weights over: theirs are empty from then on. As many threads as torch's share
+    a step, unless `use_threads` says otherwise; a step of one sequence may be left to one of them. Raises OSError
     or RuntimeError without memory for it.
     """
 
@@ -158,7 +159,8 @@ class NativeStep:
         self._open()
 
     def _open(self) -> None:
-        opened = self._library.decode_open(ctypes.byref(self._told))
+        with cpus.unbound():
+            opened = self._library.decode_open(ctypes.byref(self._told))
         if not opened:
             raise NoNativeStep("there is no memory, or no threads, for its step")
         self._opened = c_void_p(opened)

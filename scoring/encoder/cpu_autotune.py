@@ -185,7 +185,8 @@ def _prepared(model: Any, plain: FusedStack, precision: str) -> tuple[FusedStack
     """Stack in a format, and what runs it, for records."""
     if openvino_stack.installed():
         texts = calibration(model) if precision == INT8 else ()
-        return openvino_stack.OpenVinoStack(plain, precision, texts), ", by OpenVINO"
+        stack = openvino_stack.OpenVinoStack(plain, precision, texts)
+        return stack, ", by OpenVINO" + ", large batches in two halves at once" * stack.halved
     return CpuOps(precision).prepare(plain), ", by torch: OpenVINO is not installed"
 
 

@@ -15,14 +15,19 @@ Array = NDArray[Any]
 NEVER = -1e9  # added to the scores of what is not seen; finite, since a row may see nothing else
 
 
-def places(live: Array, tokens: Array, batch: int, length: int, heads: int) -> dict[str, Array]:
-    """Index inputs of `EncoderGraph`; copies that round tokens up attend as the first."""
+def places(tokens: Array, live: int, shape: tuple[int, int], heads: int) -> dict[str, Array]:
+    """Index inputs of `EncoderGraph`; copies that round tokens up, behind the live, attend as the first.
+
+    Attention ends with the last column that has a token: a half of a batch is often shorter than the batch.
+    """
+    rows, columns = np.divmod(tokens, shape[1])
+    batch, length = shape[0], int(columns.max()) + 1
+    at = (rows * length + columns)[:live]
     numbers = np.zeros(batch * length, np.int32)
-    numbers[live] = np.arange(len(live), dtype=np.int32)
+    numbers[at] = np.arange(live, dtype=np.int32)
     mask = np.full(batch * length, NEVER, np.float32)
-    mask[live] = 0.0
+    mask[at] = 0.0
     each = np.arange(heads, dtype=np.int32)
-    rows, columns = np.divmod(tokens, length)
     return {
         "places": numbers.reshape(batch, 1, length) * np.int32(3 * heads) + each[:, None],
         "tokens": ((rows[:, None] * heads + each) * length + columns[:, None]).astype(np.int32),

@@ -3,8 +3,10 @@
 The table of words, often the largest matrix, stays torch's: OpenVINO would hold another copy of it.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from importlib import util
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from scoring.encoder.stack import FusedStack
 from scoring.passes.base import PassRefused
 
 _HALVES = 2
-_PAYS = 512  # live tokens from which two halves at once beat one call of all threads
+_PAYS = 512  # live tokens from which two halves at once may beat one call of all threads
+_TRIED, _TRIES = 32, 5  # tokens of a row of the batch on which they are tried, and how often
+_GAIN = 1.05  # a smaller one is noise
 
 
 def installed() -> bool:
@@ -32,7 +36,8 @@ class OpenVinoStack(FusedStack):
     """A stack in a number format; int8 is calibrated on batches of real text.
 
     Large batches run as two halves at once, each on half the threads, which then meet once instead of after each
-    operation. OpenVINO holds the weights once more for it. Raises PassRefused if OpenVINO cannot compile it.
+    operation, where that is faster: some machines wake both on one core. OpenVINO holds the weights once more for it.
+    Raises PassRefused if OpenVINO cannot compile it.
     """
 
     def __init__(self, stack: FusedStack, precision: str, texts: Sequence[Mapping[str, Tensor]] = ()) -> None:
@@ -49,6 +54,28 @@ class OpenVinoStack(FusedStack):
             self._halves = [both.create_infer_request() for _ in range(_HALVES)] if both else []
         except RuntimeError as error:
             raise PassRefused(f"OpenVINO compiles no such model: {str(error).strip().splitlines()[-1]}") from error
+        if self._halves and not self._halves_pay():
+            self._halves = []
+
+    @property
+    def halved(self) -> bool:
+        """True if large batches run as two halves at once."""
+        return bool(self._halves)
+
+    def _halves_pay(self) -> bool:
+        """Time a batch in halves against one call; a round's two calls are compared, as others may share the cores."""
+        table = self.tables.positions
+        length = _TRIED if table is None else min(_TRIED, len(table) // _HALVES)  # some tables begin behind the padding
+        ids = torch.ones(max(_HALVES, _PAYS // length), length, dtype=torch.long)
+        gains = []
+        for _ in range(_TRIES):
+            took = []
+            for parts in ([slice(None)], [slice(len(ids) // _HALVES), slice(len(ids) // _HALVES, None)]):
+                began = time.perf_counter()
+                self._run(parts, ids, None, None)
+                took.append(time.perf_counter() - began)
+            gains.append(took[0] / took[1])
+        return median(gains) >= _GAIN
 
     def __call__(self, ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
         lengths = np.full(len(ids), ids.shape[1]) if mask is None else mask.numpy().sum(1)
@@ -57,6 +84,10 @@ class OpenVinoStack(FusedStack):
             before = int((lengths.cumsum()[:-1] * 2 < lengths.sum()).sum())  # rows that end in the first half of tokens
             middle = min(1 + before, len(ids) - 1)
             parts = [slice(middle), slice(middle, None)]
+        return self._run(parts, ids, mask, types)
+
+    def _run(self, parts: Sequence[slice], ids: Tensor, mask: Tensor | None, types: Tensor | None) -> Tensor:
+        """Hidden states of rows in one part or two at once."""
         begun = []
         for part, request in zip(parts, self._halves if len(parts) > 1 else [self._request], strict=True):
             some, kinds = (None if each is None else each[part] for each in (mask, types))
@@ -72,9 +103,9 @@ class OpenVinoStack(FusedStack):
         if len(live) == 0:
             return None, {}, live, ids.shape
         tokens = np.concatenate([live, np.repeat(live[:1], -len(live) % ROWS)])  # [T], places in [B * S]
-        inputs = places(live, tokens, batch, length, self.heads)
+        inputs = places(tokens, len(live), ids.shape, self.heads)
         inputs["words"] = F.embedding(torch.from_numpy(given.ravel()[tokens]), self.tables.words).numpy()
-        inputs |= read_by_attention(self._positions.inputs, self._positions.distances, length)
+        inputs |= read_by_attention(self._positions.inputs, self._positions.distances, inputs["places"].shape[-1])
         if self.tables.positions is not None:
             inputs["positions"] = absolute(given, self.tables.pad)[tokens].astype(np.int32)
         if self.tables.types is not None:

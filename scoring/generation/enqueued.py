@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from scoring.decoder.logprobs import TokenLogprob, copy_to_host, indices, measure_logprobs, read_logprobs
 from scoring.decoder.pending import Pending
-from scoring.generation.sequence import RunningSequence, append_token
+from scoring.generation.sequence import RunningSequence, advance_open, append_token
 from scoring.generation.text_generator import TextGenerator
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Enqueued:
     slow: bool = False  # they come after a long piece
     unsettled: bool = False  # a step with drafts, of which it is not known yet how many were right
     read: bool = False  # its tokens are there
+    advanced: bool = False  # open rows have taken theirs
 
     def settle(self, task: TextGenerator) -> None:
         """Wait for the tokens of a step with drafts, and count those that are kept; raises if they cannot be read."""
@@ -45,9 +46,16 @@ class Enqueued:
             running.enqueued += len(run) - 1
             running.drafted = 0
 
+    def advance(self, task: TextGenerator) -> None:
+        """Have open rows take their tokens; raises if none of them can be read."""
+        self.settle(task)
+        if not self.advanced:
+            advance_open(task, self.batch, [run[0] for run in self.tokens()])  # no drafts beside open rows
+            self.advanced = True
+
     def append(self, task: TextGenerator) -> None:
         """Append the tokens to their rows, which fail alone; raises if none of them can be read."""
-        self.settle(task)
+        self.advance(task)
         runs, chances = self.tokens(), self.logprobs()
         before = [len(running.tokens) for running in self.batch]
         for running, run in zip(self.batch, runs, strict=True):

@@ -21,6 +21,7 @@ from scoring.limits.deadline import left
 from scoring.schema.structured import Constraint
 
 _KEPT = 128  # compiled grammars
+_MANY = 8  # grammars from which on threads are woken for their tokens
 _STACK = 256 << 20  # bytes of address space
 #: What one grammar may take: time to compile, at about 50,000 units of fuel a millisecond, and of each of its steps.
 _BOUNDS: dict[str, Any] = {
@@ -43,14 +44,8 @@ class Grammar:
         self.ended = False
         self._where = where
 
-    def advance(self, token: int) -> None:
-        """Take the next token; raises InvalidParameter if the grammar has become too complex to go on."""
-        self.matcher.consume_token(token)
-        self.check()
-        self.ended = bool(self.matcher.is_stopped())
-
     def check(self) -> None:
-        """Raise InvalidParameter if the last step exceeded its bounds."""
+        """Raise InvalidParameter if the last step exceeded its bounds: the grammar has become too complex to go on."""
         if self.matcher.is_error():
             raise InvalidParameter(f"The grammar cannot go on: {_fault(self.matcher)}.", _REMEDY, self._where)
 
@@ -84,6 +79,17 @@ class Grammars:
                 while len(self._known) > _KEPT:
                     self._known.popitem(last=False)
         return Grammar(matcher.deep_copy(), constraint.where)
+
+    def advance(self, grammars: Sequence[Grammar], tokens: Sequence[int]) -> None:
+        """Have each take its next token, all at once; inference thread only. `check` tells which cannot go on."""
+        if len(grammars) < _MANY:
+            for grammar, token in zip(grammars, tokens, strict=True):
+                grammar.matcher.consume_token(token)
+        else:
+            pairs = [(grammar.matcher, token) for grammar, token in zip(grammars, tokens, strict=True)]
+            self._executor.consume_token_par(pairs)
+        for grammar in grammars:
+            grammar.ended = bool(grammar.matcher.is_stopped())
 
     def masks(self, grammars: Sequence[Grammar]) -> Tensor:
         """Masks [grammars, words] int32 of the tokens that each allows next; inference thread only."""

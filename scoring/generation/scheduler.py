@@ -26,8 +26,9 @@ from math import ceil
 from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.chunk_size import STEP_TOKENS, chunk_within
+from scoring.decoder.chunk_size import chunk_within
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
@@ -159,11 +160,12 @@ class Scheduler:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
-        for each in self._under_way.due():  # a mask needs the token before, while the GPU computes the logits for it
-            self._tried(each, each.append)
+        due = self._under_way.due()
+        for each in due:  # a mask needs the token before, while the GPU computes the logits for it
+            self._tried(each, each.advance)
         enqueued += self._pick_open()
-        self._under_way.pending = enqueued if self._late else []
-        for each in [] if self._late else enqueued:
+        read, self._under_way.pending = (due, enqueued) if self._late else (enqueued, [])
+        for each in read:
             self._tried(each, each.append)
         self._sweep()
 
@@ -256,7 +258,7 @@ class Scheduler:
 
     def _pick_open(self) -> list[Enqueued]:
         """Pick the next tokens of open rows, all of whose tokens so far are known."""
-        due, self._open = [running for running in self._open if not (running.ended or running.failure)], []
+        due, self._open = [running for running in self._open if not running.over], []
         bound, free = ([each for each in due if (each.grammar is None) is alone] for alone in (False, True))
         return [each for some in (bound, free) for _, each in self._isolate_failures(some, self._sample)]
 

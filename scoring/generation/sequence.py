@@ -75,6 +75,11 @@ class RunningSequence:
         return self.sampling.constrained
 
     @property
+    def over(self) -> bool:
+        """True if nothing is to be picked for it any more, as far as is known."""
+        return self.ended or self.failure is not None or (self.grammar is not None and self.grammar.ended)
+
+    @property
     def added(self) -> dict[int, float]:
         """Numbers to add to its next logits, by token."""
         adjustments: Adjustments = self.row.parameters.adjustments
@@ -127,8 +132,6 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     if running.ended:
         return
     running.tokens.append(token)
-    if running.row.parameters.adjustments:
-        running.counts[token] += 1
     if chance is not None:
         running.logprobs.append(chance)
     if running.row.on_token is not None:
@@ -136,11 +139,37 @@ def append_token(task: TextGenerator, running: RunningSequence, token: int, chan
     stopped = running.follower.push(token, chance) if running.follower else False
     if task.stops is not None:
         stopped |= task.stops.ends(running.row.features["input_ids"], running.tokens)
-    ends = token in task.eos or token in running.row.parameters.stop_ids
-    running.ended = stopped or ends or len(running.tokens) == running.most
+    running.ended = stopped or is_end(task, running, token) or len(running.tokens) == running.most
     if running.grammar is not None and not running.ended:
-        running.grammar.advance(token)
+        running.grammar.check()
         running.ended = running.grammar.ended
+
+
+def is_end(task: TextGenerator, running: RunningSequence, token: int) -> bool:
+    """Return True for a token that ends a row's answer."""
+    return token in task.eos or token in running.row.parameters.stop_ids
+
+
+def advance_open(task: TextGenerator, batch: Sequence[RunningSequence], tokens: Sequence[int]) -> None:
+    """Have open rows take tokens that are to be appended, since their next ones are picked by what these leave.
+
+    A text that ends an answer is found only as they are appended: its row may have taken one more.
+    """
+    bound: list[Grammar] = []
+    taken: list[int] = []
+    for running, token in zip(batch, tokens, strict=True):
+        if not running.open or running.ended:
+            continue
+        if running.row.parameters.adjustments:
+            running.counts[token] += 1
+        if running.grammar is not None and len(running.tokens) + 1 < running.most:
+            if is_end(task, running, token):
+                running.grammar.ended = True
+            else:
+                bound.append(running.grammar)
+                taken.append(token)
+    if bound:
+        task.grammars.advance(bound, taken)
 
 
 def capacity(decoder: Decoder, limits: Limits) -> int:

@@ -35,10 +35,14 @@ _SAMPLED = {"min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"}
 #: Further settings under which `generate` treats each row of a batch as it treats one row.
 _BATCHED = _SAMPLED | {
     *("num_beams", "num_return_sequences", "no_repeat_ngram_size", "use_cache", "bad_words_ids", "suppress_tokens"),
-    *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias"),
+    *("begin_suppress_tokens", "forced_eos_token_id", "sequence_bias"),
     *("exponential_decay_length_penalty", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size"),
     *("renormalize_logits", "remove_invalid_values"),
 }
+#: The same of models whose answers begin a sequence of their own; a decoder's follow a prompt, and its padding.
+_FROM_THE_START = {"forced_bos_token_id"}
+#: What `generate` may return beside tokens.
+_TOLD = ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states")
 #: Values that turn a setting off, beside None and transformers' own defaults.
 _OFF: dict[str, tuple[Any, ...]] = {
     "min_p": (0,),
@@ -95,9 +99,15 @@ def suits_slots(config: Any) -> bool:
     return not _set(config) - _FOLLOWED - _IDLE
 
 
-def suits_batches(config: Any) -> bool:
+def suits_batches(config: Any, encoder_decoder: bool) -> bool:
     """Return True if `generate` answers rows of a batch as it answers each of them alone, padding aside."""
-    return not _set(config) - _FOLLOWED - _IDLE - _BATCHED
+    return not _set(config) - _FOLLOWED - _IDLE - (_BATCHED | _FROM_THE_START if encoder_decoder else _BATCHED)
+
+
+def answer_tokens_alone(config: Any) -> None:
+    """Have `generate` return tokens under a config, whatever else that asks for."""
+    for name in _TOLD:
+        setattr(config, name, False)
 
 
 def _set(config: Any) -> set[str]:

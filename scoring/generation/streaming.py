@@ -69,9 +69,11 @@ class BatchStreamer:
 
     def _advance(self, tokens: torch.Tensor) -> list[bool]:
         """Take the last tokens of sequences with grammars; True for those after which nothing may follow."""
-        for grammar, token in zip(self._grammars, tokens.tolist(), strict=True):
-            if not grammar.ended:
-                grammar.advance(token)
+        pairs = zip(self._grammars, tokens.tolist(), strict=True)
+        going = [(grammar, token) for grammar, token in pairs if not grammar.ended]
+        self._task.grammars.advance([grammar for grammar, _ in going], [token for _, token in going])
+        for grammar, _ in going:
+            grammar.check()
         return [grammar.ended for grammar in self._grammars]
 
     def _note(self, done: Sequence[bool], tokens: int) -> None:

@@ -80,12 +80,20 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
 
 
 @triton.jit
-def span_of(position, end, split, BT: tl.constexpr, LEAST: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
+def least_span(length, BT: tl.constexpr, LEAST: tl.constexpr, WINDOW: tl.constexpr):
+    """Return the keys that a span of a step has at least: more where more are seen, since spans are joined in turn."""
+    if WINDOW > 0:
+        length = tl.minimum(length, WINDOW)
+    return tl.maximum(tl.minimum(1 + length // (12 * BT), 4) * BT, LEAST)
+
+
+@triton.jit
+def span_of(position, end, split, least, BT: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr):
     """Return a split's keys [low, high) of those that queries from a position to `end` see, and how many spans live."""
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(position - WINDOW + 1, 0) // BT * BT
-    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, LEAST)
+    span = tl.maximum(tl.cdiv(tl.cdiv(end - begin, SPLITS), BT) * BT, least)
     low = begin + split * span
     return low, tl.minimum(low + span, end), tl.cdiv(end - begin, span)
 
@@ -176,7 +184,7 @@ def attend(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arrived_pt
     G: tl.constexpr = H // KV
     slot = tl.load(slots_ptr + row).to(tl.int64)
     own = tl.load(lengths_ptr + slot)
-    low, high, live = span_of(own, own + 1, split, BT, LEAST, SPLITS, WINDOW)
+    low, high, live = span_of(own, own + 1, split, least_span(own + 1, BT, LEAST, WINDOW), BT, SPLITS, WINDOW)
     g = tl.arange(0, GP)
     d = tl.arange(0, DP)
     at = low + tl.arange(0, BT)

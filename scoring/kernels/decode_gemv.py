@@ -1,7 +1,8 @@
 """Products of single rows (GEMV): weights stream once through the multiprocessors, with surrounding operations fused.
 
 All of them read x [B, K] and weights [N, K]; a program owns a few rows of one batch row. With PDL the first tile of
-weights is being loaded before the kernel waits for the one that produces x.
+weights is being loaded before the kernel waits for the one that produces x; with AHEAD, the L2 cache fetches all of a
+program's rows, by an instruction each or for all, which reads memory faster than the loads alone.
 
 RMSNorm and LayerNorm need no pass of their own: their statistics are summed along with the product, and
   rms:    y = r * sum(W g x)                    with r = 1 / sqrt(mean(x^2) + eps)
@@ -15,7 +16,6 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_int4 import one_int4, scales, two_int4, words
 from scoring.kernels.decode_norms import added as _added
 from scoring.kernels.decode_norms import inputs as _inputs
 from scoring.kernels.decode_norms import statistics as _statistics
@@ -36,10 +36,25 @@ def activation(x, ACT: tl.constexpr):
 
 
 @triton.jit
-def _place(ROWS: tl.constexpr):
+def place_of(ROWS: tl.constexpr):
     """Return (row, tile) of a program: rows that read the same weights are adjacent."""
     program = tl.program_id(0).to(tl.int64)
     return program % ROWS, program // ROWS
+
+
+_PREFETCH = tl.constexpr(
+    "{ .reg .pred one; .reg .u32 t; mov.u32 t, %tid.x; setp.eq.u32 one, t, 0; "
+    "@one cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0; }"
+)
+
+
+@triton.jit
+def _fetch(w_ptr, first, count, N, K):
+    """Have the L2 cache fetch rows of weights [N, K], of those that there are."""
+    count = tl.minimum(N - first, count)
+    if count > 0:
+        size = (count * K * (w_ptr.dtype.element_ty.primitive_bitwidth // 8)).to(tl.int32)
+        tl.inline_asm_elementwise(_PREFETCH, "=r,l,r", [(w_ptr + first * K).to(tl.int64), size], tl.int32, False, 1)
 
 
 @triton.jit
@@ -48,33 +63,11 @@ def _tile(w_ptr, rows, inside, k, K):
 
 
 @triton.jit
-def _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr):
-    """Load the first tile of weights [BN, BK]; of int4, words of units, scales and zero points."""
-    if GROUP:
-        unit: tl.constexpr = 8 * min(4, GROUP // 8)
-        units = tl.arange(0, BK // unit)
-        w = words(w_ptr, rows, inside, units, K // unit, GROUP)
-        scale = scales(scale_ptr, rows, inside, units, K // unit, GROUP)
-        zero = scales(zeros_ptr, rows, inside, units, K // unit, GROUP if ZERO else 0)
-    else:
-        w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
-        scale = 1.0
-        zero = 0.0
-    return w, scale, zero
-
-
-@triton.jit
-def _one(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN: tl.constexpr,
-         BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-         POST: tl.constexpr):  # fmt: skip
+def _one(source, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr,
+         NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Return sums of BN rows, whose first tile w is already loaded, with 1/deviation and mean of x."""
     k = tl.arange(0, BK)
-    if GROUP:
-        sums, inverse, mean = one_int4(
-            source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, GROUP, ZERO,
-            NORM, POST,
-        )  # fmt: skip
-    elif ONCE:
+    if ONCE:
         x, scaled = _inputs(source, gain_ptr, k, K, NORM, POST)
         sums = tl.sum(w.to(tl.float32) * scaled[None, :], 1)
         inverse, mean = _statistics(x, x * x, K, eps, NORM)
@@ -96,17 +89,11 @@ def _one(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, insid
 
 
 @triton.jit
-def _two(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
-         BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, GROUP: tl.constexpr,
-         ZERO: tl.constexpr, POST: tl.constexpr):  # fmt: skip
+def _two(source, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
+         ONCE: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
-    if GROUP:
-        sums_a, sums_b, inverse, mean = two_int4(
-            source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, rows_a, rows_b, inside, K, eps,
-            BN, BK, ONCE, GROUP, ZERO, NORM, POST,
-        )  # fmt: skip
-    elif ONCE:
+    if ONCE:
         x, scaled = _inputs(source, gain_ptr, k, K, NORM, POST)
         sums_a = tl.sum(a.to(tl.float32) * scaled[None, :], 1)
         sums_b = tl.sum(b.to(tl.float32) * scaled[None, :], 1)
@@ -134,7 +121,7 @@ def _two(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z
 
 
 @triton.jit
-def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, NORM: tl.constexpr,
+def extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, NORM: tl.constexpr,
             BIAS: tl.constexpr):  # fmt: skip
     """Return (int8 scale, W g, bias) of rows: constants of the model, so they are read before any wait."""
     scale = 1.0
@@ -150,30 +137,29 @@ def _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE: tl.constexpr, N
 
 
 @triton.jit
-def gemv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N, K,
+def gemv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N, K,
          eps, post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr,
-         ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-         ADD: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+         ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, ADD: tl.constexpr, POST: tl.constexpr,
+         ROWS: tl.constexpr, PDL: tl.constexpr, AHEAD: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = factor act(norm(x) W^T + bias), or out += that with ADD. Grid (B N / BN,).
 
     With POST, x is first what `added` makes of it and y, and the factor is for that.
     """
-    row, tile = _place(ROWS)
+    row, tile = place_of(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
-    w, w_s, w_z = _first(w_ptr, scale_ptr, zeros_ptr, rows, inside, K, BK, GROUP, ZERO)
-    scale, gains, bias = _extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
+    scale, gains, bias = extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
+        if AHEAD:
+            _fetch(w_ptr, tile * BN, BN, N, K)
         gdc_wait()
         gdc_launch_dependents()
     old = 0.0
     if ADD:
         old = tl.load(out_ptr + row * N + rows, mask=inside, other=0.0)
     source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
-    sums, inverse, mean = _one(
-        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, w_s, w_z, rows, inside, K, eps, BN, BK, ONCE, NORM, GROUP,
-        ZERO, POST,
-    )  # fmt: skip
+    sums, inverse, mean = _one(source, gain_ptr, w_ptr, w, rows, inside, K, eps, BN, BK, ONCE, NORM, POST)
     y = activation((sums * scale - mean * gains) * inverse + bias, ACT)
     if not POST:
         y *= factor
@@ -181,27 +167,27 @@ def gemv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr,
 
 
 @triton.jit
-def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, out_ptr, N,
+def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, out_ptr, N,
                K, eps, post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr,
-               ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-               POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+               ACT: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr,
+               PDL: tl.constexpr, AHEAD: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = act(gate) * up over weights [2N, K], the gate's rows first. Grid (B N / BN,)."""
-    row, tile = _place(ROWS)
+    row, tile = place_of(ROWS)
     gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
     up = gate + N
-    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, gate, inside, K, BK, GROUP, ZERO)
-    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, up, inside, K, BK, GROUP, ZERO)
-    a_scale, a_gains, a_bias = _extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
-    b_scale, b_gains, b_bias = _extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    a = _tile(w_ptr, gate, inside, tl.arange(0, BK), K)
+    b = _tile(w_ptr, up, inside, tl.arange(0, BK), K)
+    a_scale, a_gains, a_bias = extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    b_scale, b_gains, b_bias = extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
+        if AHEAD:
+            _fetch(w_ptr, tile * BN, BN, N, K)
+            _fetch(w_ptr, N + tile * BN, BN, 2 * N, K)
         gdc_wait()
         gdc_launch_dependents()
     source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
-    a, b, inverse, mean = _two(
-        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, gate, up, inside, K, eps, BN,
-        BK, ONCE, NORM, GROUP, ZERO, POST,
-    )  # fmt: skip
+    a, b, inverse, mean = _two(source, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM, POST)
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     tl.store(out_ptr + row * N + gate, activation(a, ACT) * b, mask=inside)
@@ -271,46 +257,55 @@ def split_heads(index, H: tl.constexpr, KV: tl.constexpr):
 
 
 @triton.jit
-def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, zeros_ptr, gains_ptr, bias_ptr, q_ptr,
-             keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, long_ptr, K, WIDTH, BLOCKS, eps,
-             post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
-             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-             H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
-             PER_HEAD: tl.constexpr, ROTARY: tl.constexpr, LONG: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr,
-             PDL: tl.constexpr):  # fmt: skip
-    """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
-
-    Grid (B pairs / BN,); a program owns BN pairs of rows.
-    """
-    row, tile = _place(ROWS)
-    index = tile * BN + tl.arange(0, BN)
+def pairs_of(index, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
+             PER_HEAD: tl.constexpr):  # fmt: skip
+    """Return the rows of both members of the index-th pairs, and (pair, part, head, places in the head)."""
     pair = index % (D // 2)
     part, head = split_heads(index // (D // 2), H, KV)
-    inside = index < (H + 2 * KV) * (D // 2)
     first, second = pair_places(pair, D, HALF, INTERLEAVED)
     if PER_HEAD:
         base = (head * 3 + part) * D
     else:
         base = (index // (D // 2)) * D
-    a_rows = base + first
-    b_rows = base + second
-    a, a_s, a_z = _first(w_ptr, scale_ptr, zeros_ptr, a_rows, inside, K, BK, GROUP, ZERO)
-    b, b_s, b_z = _first(w_ptr, scale_ptr, zeros_ptr, b_rows, inside, K, BK, GROUP, ZERO)
-    a_scale, a_gains, a_bias = _extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
-    b_scale, b_gains, b_bias = _extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    return base + first, base + second, (pair, part, head, first, second)
+
+
+@triton.jit
+def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr, bias_ptr, q_ptr,
+             keys_ptr, values_ptr, cos_ptr, sin_ptr, slots_ptr, lengths_ptr, table_ptr, long_ptr, K, WIDTH, BLOCKS, eps,
+             post_eps, factor, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, BLOCK: tl.constexpr,
+             NORM: tl.constexpr, BIAS: tl.constexpr, SCALE: tl.constexpr, H: tl.constexpr, KV: tl.constexpr,
+             D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, PER_HEAD: tl.constexpr,
+             ROTARY: tl.constexpr, LONG: tl.constexpr, POST: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+             AHEAD: tl.constexpr):  # fmt: skip
+    """Compute query, key and value of one token: norm, product, bias, rotation, and the cache write.
+
+    Grid (B pairs / BN,); a program owns BN pairs of rows.
+    """
+    row, tile = place_of(ROWS)
+    index = tile * BN + tl.arange(0, BN)
+    inside = index < (H + 2 * KV) * (D // 2)
+    a_rows, b_rows, place = pairs_of(index, H, KV, D, HALF, INTERLEAVED, PER_HEAD)
+    pair, part, head, first, second = place
+    a = _tile(w_ptr, a_rows, inside, tl.arange(0, BK), K)
+    b = _tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
+    a_scale, a_gains, a_bias = extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
+    b_scale, b_gains, b_bias = extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     # Slots, lengths and tables change only between steps, and the step's first kernel has waited for that.
     slot = tl.load(slots_ptr + row).to(tl.int64)
     position = tl.load(lengths_ptr + slot)
     block = tl.load(table_ptr + slot * WIDTH + position // BLOCK)
     cos, sin = rotation(table_row(position, long_ptr + slot, LONG), part, pair, inside, cos_ptr, sin_ptr, D, ROTARY)
     if PDL:
+        if AHEAD:
+            for member in tl.static_range(BN):
+                one, other, _place = pairs_of(tile * BN + member, H, KV, D, HALF, INTERLEAVED, PER_HEAD)
+                _fetch(w_ptr, one, 1, (H + 2 * KV) * D, K)
+                _fetch(w_ptr, other, 1, (H + 2 * KV) * D, K)
         gdc_wait()
         gdc_launch_dependents()
     source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
-    a, b, inverse, mean = _two(
-        source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_s, b_s, a_z, b_z, a_rows, b_rows, inside, K,
-        eps, BN, BK, ONCE, NORM, GROUP, ZERO, POST,
-    )  # fmt: skip
+    a, b, inverse, mean = _two(source, gain_ptr, w_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE, NORM, POST)
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,

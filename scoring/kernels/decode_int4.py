@@ -12,7 +12,7 @@ Two of them, over high and low bytes, take fewer instructions than four conversi
 import triton
 import triton.language as tl
 
-from scoring.kernels.decode_norms import inputs, statistics
+from scoring.kernels.decode_norms import inputs
 
 _COMPILED = tl.constexpr(not triton.knobs.runtime.interpret)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: a float32 with it added has the nearest integer in its low bits
@@ -69,7 +69,7 @@ def _rounded(x, factor):
 
 
 @triton.jit
-def _narrow(source, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):
+def integers(source, gain_ptr, unit, K, GROUP: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):
     """Return a unit's inputs as bytes: high of even numbers and of odd ones, low likewise; their sum and scale.
 
     Also what they add to the norm's sums of x and of its squares, [1, units, words of a unit].
@@ -123,87 +123,13 @@ def _both(w_even, w_odd, even, odd, even_low, odd_low):
 
 
 @triton.jit
-def _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO: tl.constexpr):
-    """Return sums [rows, units] of words [rows, units, words of a unit] with inputs, scaled."""
+def sums(w, scale, zero, x, ZERO: tl.constexpr):
+    """Return the sums of words [rows, units, words of a unit] with inputs x that `integers` made, scaled: [rows]."""
+    even, odd, even_low, odd_low, total, factor = x
     numbers = _both(w & 0x0F0F0F0F, (w >> 4) & 0x0F0F0F0F, even, odd, even_low, odd_low)
     found = tl.sum(numbers, 2)
     if ZERO:
         found -= zero.to(tl.int32) * total
     else:
         found -= 8 * total
-    return found.to(tl.float32) * (scale.to(tl.float32) * factor)
-
-
-@triton.jit
-def one_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, w, scale, zero, rows, inside, K, eps, BN: tl.constexpr,
-             BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr, ZERO: tl.constexpr,
-             NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
-    """Return sums of BN rows, whose first words w are already loaded, with 1/deviation and mean of x."""
-    V: tl.constexpr = min(4, GROUP // 8)
-    several: tl.constexpr = BK // (8 * V)
-    units = K // (8 * V)
-    acc = tl.zeros([BN, several], tl.float32)
-    seen = tl.zeros([1, several, V], tl.float32)
-    squares = tl.zeros([1, several, V], tl.float32)
-    for start in range(0, BK if ONCE else K, BK):
-        unit = start // (8 * V) + tl.arange(0, several)
-        if not ONCE:
-            next_w = words(w_ptr, rows, inside, unit + several, units, GROUP)
-            next_scale = scales(scale_ptr, rows, inside, unit + several, units, GROUP)
-            if ZERO:
-                next_zero = scales(zeros_ptr, rows, inside, unit + several, units, GROUP)
-        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
-        acc += _sums(w, scale, zero, even, odd, even_low, odd_low, total, factor, ZERO)
-        if NORM == "layer":
-            seen += x
-        if NORM != "none":
-            squares += x2
-        if not ONCE:
-            w = next_w
-            scale = next_scale
-            if ZERO:
-                zero = next_zero
-    inverse, mean = statistics(tl.sum(tl.sum(seen, 2), 0), tl.sum(tl.sum(squares, 2), 0), K, eps, NORM)
-    return tl.sum(acc, 1), inverse, mean
-
-
-@triton.jit
-def two_int4(source, gain_ptr, w_ptr, scale_ptr, zeros_ptr, a, b, a_scale, b_scale, a_zero, b_zero, rows_a, rows_b,
-             inside, K, eps, BN: tl.constexpr, BK: tl.constexpr, ONCE: tl.constexpr, GROUP: tl.constexpr,
-             ZERO: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
-    """Do the same as `one_int4` for two sets of rows at once."""
-    V: tl.constexpr = min(4, GROUP // 8)
-    several: tl.constexpr = BK // (8 * V)
-    units = K // (8 * V)
-    acc_a = tl.zeros([BN, several], tl.float32)
-    acc_b = tl.zeros([BN, several], tl.float32)
-    seen = tl.zeros([1, several, V], tl.float32)
-    squares = tl.zeros([1, several, V], tl.float32)
-    for start in range(0, BK if ONCE else K, BK):
-        unit = start // (8 * V) + tl.arange(0, several)
-        if not ONCE:
-            following = unit + several
-            next_a = words(w_ptr, rows_a, inside, following, units, GROUP)
-            next_b = words(w_ptr, rows_b, inside, following, units, GROUP)
-            next_a_scale = scales(scale_ptr, rows_a, inside, following, units, GROUP)
-            next_b_scale = scales(scale_ptr, rows_b, inside, following, units, GROUP)
-            if ZERO:
-                next_a_zero = scales(zeros_ptr, rows_a, inside, following, units, GROUP)
-                next_b_zero = scales(zeros_ptr, rows_b, inside, following, units, GROUP)
-        even, odd, even_low, odd_low, total, factor, x, x2 = _narrow(source, gain_ptr, unit, K, GROUP, NORM, POST)
-        acc_a += _sums(a, a_scale, a_zero, even, odd, even_low, odd_low, total, factor, ZERO)
-        acc_b += _sums(b, b_scale, b_zero, even, odd, even_low, odd_low, total, factor, ZERO)
-        if NORM == "layer":
-            seen += x
-        if NORM != "none":
-            squares += x2
-        if not ONCE:
-            a = next_a
-            b = next_b
-            a_scale = next_a_scale
-            b_scale = next_b_scale
-            if ZERO:
-                a_zero = next_a_zero
-                b_zero = next_b_zero
-    inverse, mean = statistics(tl.sum(tl.sum(seen, 2), 0), tl.sum(tl.sum(squares, 2), 0), K, eps, NORM)
-    return tl.sum(acc_a, 1), tl.sum(acc_b, 1), inverse, mean
+    return tl.sum(found.to(tl.float32) * (scale.to(tl.float32) * factor), 1)

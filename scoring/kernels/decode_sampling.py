@@ -27,16 +27,15 @@ def _gumbel(seed, v, length):
 
 @triton.jit
 def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slots_ptr, lengths_ptr, seen_ptr,
-         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, constrained_ptr, masks_ptr, V, WORDS,
-         BV: tl.constexpr, SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr,
+         temperature_ptr, penalty_ptr, seed_ptr, forbidden_ptr, until_ptr, constrained_ptr, masks_ptr, masked_ptr, V,
+         WORDS, BV: tl.constexpr, SB: tl.constexpr, CHUNKS: tl.constexpr, HELD: tl.constexpr, MASKED: tl.constexpr,
          ADVANCE: tl.constexpr, OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Adjust a chunk of a row's logits [B, V]; write its best candidate to best and where [B, CHUNKS].
 
-    Lengths are by slot, or with OWN by row.
-
-    Sampled rows leave for `choose` their adjusted scores, divided by the temperature, [B, V], and of each block of SB
-    the highest score and the mass relative to it, peaks and masses [B, CHUNKS * BV / SB]. With MASKED, tokens whose bit
-    is not set in masks [B, WORDS] int32 are left out. With ADVANCE constrained slots are passed over. Grid (B, CHUNKS).
+    Lengths are by slot, with OWN by row. Sampled rows leave for `choose` their adjusted scores, divided by the
+    temperature, [B, V], and of each block of SB the highest score and the mass relative to it, peaks and masses [B,
+    CHUNKS * BV / SB]. With MASKED, tokens without a bit in the row's of masks [masks, WORDS] int32 are left out; masked
+    [B] int32 tells which, -1 for none. With ADVANCE constrained slots without one are passed over. Grid (B, CHUNKS).
     """
     if PDL:
         gdc_wait()
@@ -46,7 +45,10 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
     v = chunk * BV + tl.arange(0, BV)
     inside = v < V
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    if (ADVANCE == 1) & (not OWN) & (tl.load(constrained_ptr + slot) != 0):
+    mask = tl.full([], -1, tl.int32)
+    if MASKED:
+        mask = tl.load(masked_ptr + row)
+    if (ADVANCE == 1) & (not OWN) & (mask < 0) & (tl.load(constrained_ptr + slot) != 0):
         return
     length = tl.load(lengths_ptr + (row if OWN else slot)) + ADVANCE
     temperature = tl.load(temperature_ptr + slot)
@@ -59,7 +61,7 @@ def scan(logits_ptr, scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, slo
         for index in tl.static_range(HELD):
             x = tl.where(v == tl.load(forbidden_ptr + slot * HELD + index), -float("inf"), x)
     if MASKED:
-        word = tl.load(masks_ptr + row * WORDS + v // 32, mask=inside, other=0)
+        word = tl.load(masks_ptr + mask.to(tl.int64) * WORDS + v // 32, mask=inside & (mask >= 0), other=-1)
         x = tl.where(((word >> (v % 32)) & 1) != 0, x, -float("inf"))
     if temperature > 0:
         x = x / temperature
@@ -236,13 +238,13 @@ def _restricted(scores_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_pt
 @triton.jit
 def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kept_ptr, places_ptr, out_ptr, slots_ptr,
            lengths_ptr, tokens_ptr, seen_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr,
-           constrained_ptr, V, SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr, MOST: tl.constexpr,
-           CHUNKS: tl.constexpr, CP: tl.constexpr, ADVANCE: tl.constexpr, OWN: tl.constexpr,
-           PDL: tl.constexpr):  # fmt: skip
+           constrained_ptr, masked_ptr, V, SLOTS, BLOCKS, SB: tl.constexpr, BP: tl.constexpr, TB: tl.constexpr,
+           MOST: tl.constexpr, CHUNKS: tl.constexpr, CP: tl.constexpr, MASKED: tl.constexpr, ADVANCE: tl.constexpr,
+           OWN: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Choose a row's token: write out [B], the slot's next input and its seen tokens; advance the length. Grid (B,).
 
-    With ADVANCE, the token of a constrained slot is 0 for now, and is not counted as seen. With OWN, rows have lengths
-    of their own, and only out is written.
+    With ADVANCE, the token of a constrained slot without a mask is 0 for now, and is not counted as seen. With OWN,
+    rows have lengths of their own, and only out is written.
     """
     if PDL:
         gdc_wait()
@@ -256,6 +258,8 @@ def choose(scores_ptr, best_ptr, where_ptr, peaks_ptr, masses_ptr, near_ptr, kep
     narrowed = ((top_k > 0) & (top_k < V)) | (top_p < 1.0) | (min_p > 0)
     token = tl.full([], 0, tl.int32)
     left = (ADVANCE == 1) & (not OWN) & (tl.load(constrained_ptr + slot) != 0)
+    if MASKED:
+        left = left & (tl.load(masked_ptr + row) < 0)
     if left:
         token = tl.full([], 0, tl.int32)
     elif (tl.load(temperature_ptr + slot) > 0) & narrowed:

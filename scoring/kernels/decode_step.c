@@ -1,8 +1,9 @@
 // One decode step of a few rows on a CPU: norms, products over narrow weights, rotation, attention over a paged cache.
 //
 // Weights are int8 (one scale a row) or int4 (one scale a group); a product's inputs are rounded to int8 with one scale
-// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights, which
-// are read once, in order, by all threads, which meet at a barrier between products. Plain C, without torch:
+// for 64, as VNNI multiplies them; the rest is float32. A step of one row is bound by the bytes of its weights. Threads
+// take a few tiles of them at a time, so that one that the machine holds up delays the others by what it holds, and not
+// by a fixed share. Plain C, without torch:
 // `scoring/decoder/native_build.py` compiles it for the machine, `scoring/decoder/native_step.py` calls it.
 #define _GNU_SOURCE
 #include <limits.h>
@@ -16,7 +17,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ROWS = 8, TILE = 16, BLOCK = 64, UNIT = 64, QUAD = 4, SPINS = 2000 };
+enum { ROWS = 8, TILE = 16, BLOCK = 64, UNIT = 64, QUAD = 4, SPINS = 2000, PIECES = 4 };
 enum { INT8, INT4, INT4_ZERO }; // the last with zero points, as products are computed; theirs is INT4
 enum { NONE, RMS, LAYER };
 enum { RELU, SILU, GELU, GELU_TANH };
@@ -73,6 +74,8 @@ typedef __m256 Floats;
 #undef _mm256_dpbusd_epi32
 #define _mm256_dpbusd_epi32 _mm256_dpbusd_avx_epi32
 #define DOTS 1
+#else
+#define PAIRS 1 // octets are multiplied as pairs of int16
 #endif
 #endif
 
@@ -81,7 +84,9 @@ typedef __m256 Floats;
 // Inputs of a product, of each thread, by unit: numbers [units, ROWS, UNIT], their scales, and the sums of halves.
 typedef struct {
     int8_t *q;
-    int16_t *wide; // the numbers again, of each four the even ones first: where octets are multiplied as pairs of int16
+#ifdef PAIRS
+    int16_t *wide; // the numbers again, of each four the even ones first
+#endif
     float *scale;
     int32_t *sums;
 } Inputs;
@@ -93,7 +98,8 @@ typedef struct {
     pthread_t *workers;
     pthread_mutex_t lock;
     pthread_cond_t wake;
-    atomic_int arrived, phase, asleep, turn;
+    atomic_ullong next; // a Piece
+    atomic_int done, changes, asleep, turn;
     int stop, rows, started, threads; // threads of this step
     const int32_t *slots, *lengths;
     float *hidden, *qkv, *attended, *inner, *logits; // [ROWS, width of each]
@@ -111,31 +117,46 @@ static inline void pause_briefly(void) {
 #endif
 }
 
-// Wait for all threads: for a moment awake, then asleep. Who goes on spinning keeps its core from whoever it waits for.
-static void meet(State *s) {
-    // Both before arriving: once all have, the next step may begin, by other threads.
-    const int phase = atomic_load(&s->phase), threads = s->threads;
-    if (atomic_fetch_add(&s->arrived, 1) + 1 == threads) {
-        atomic_store(&s->arrived, 0);
-        atomic_store(&s->phase, phase + 1);
-        if (atomic_load(&s->asleep)) syscall(SYS_futex, &s->phase, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
-        return;
-    }
+// Work is done in phases, each of several pieces, which threads take as they come; who ends the last piece of a phase
+// begins the next. The piece to be taken next is told in one word, so that a thread that comes late takes what there is
+// to do now or, where all pieces are taken, nothing. A step's last phase has no pieces.
+typedef struct {
+    uint16_t number, count, phase, step;
+} Piece;
+
+static inline Piece piece_of(unsigned long long word) {
+    return (Piece){(uint16_t)word, (uint16_t)(word >> 16), (uint16_t)(word >> 32), (uint16_t)(word >> 48)};
+}
+
+static inline int same_phase(Piece a, Piece b) { return a.phase == b.phase && a.step == b.step; }
+
+static void begin_phase(State *s, int step, int phase, int count) {
+    atomic_store(&s->done, 0);
+    atomic_store(&s->next, (unsigned long long)(uint16_t)step << 48 | (unsigned long long)phase << 32 | count << 16);
+    atomic_fetch_add(&s->changes, 1);
+    if (atomic_load(&s->asleep)) syscall(SYS_futex, &s->changes, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+// Wait for a phase to end: for a moment awake, then asleep. Who goes on spinning keeps its core from who has work.
+static void await(State *s, Piece last) {
     for (int spins = 0; spins < SPINS; spins++) {
-        if (atomic_load_explicit(&s->phase, memory_order_acquire) != phase) return;
+        if (!same_phase(piece_of(atomic_load_explicit(&s->next, memory_order_acquire)), last)) return;
         pause_briefly();
     }
     atomic_fetch_add(&s->asleep, 1);
-    while (atomic_load(&s->phase) == phase)
-        syscall(SYS_futex, &s->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0);
+    for (;;) {
+        const int changes = atomic_load(&s->changes);
+        if (!same_phase(piece_of(atomic_load(&s->next)), last)) break;
+        syscall(SYS_futex, &s->changes, FUTEX_WAIT_PRIVATE, changes, NULL, NULL, 0);
+    }
     atomic_fetch_sub(&s->asleep, 1);
 }
 
-// A thread's part of `count` things in units of `unit`.
-static inline void part(int count, int unit, int threads, int index, int *from, int *to) {
+// A piece's part of `count` things in units of `unit`.
+static inline void part(int count, int unit, Piece piece, int *from, int *to) {
     int units = (count + unit - 1) / unit;
-    *from = (int)((int64_t)units * index / threads) * unit;
-    *to = (int)((int64_t)units * (index + 1) / threads) * unit;
+    *from = (int)((int64_t)units * piece.number / piece.count) * unit;
+    *to = (int)((int64_t)units * (piece.number + 1) / piece.count) * unit;
     if (*to > count) *to = count;
 }
 
@@ -151,15 +172,20 @@ static void take(Inputs *in, const float *x, int rows, int stride, int inputs) {
             const float *from = x + (int64_t)b * stride + u * UNIT;
             float v[UNIT] = {0}, peak = 0;
             int8_t *q = in->q + at * UNIT;
-            int16_t *wide = in->wide + at * UNIT;
-            int32_t halves[2] = {0, 0};
+            int32_t numbers[UNIT], halves[2] = {0, 0};
             memcpy(v, from, sizeof(float) * (inputs - u * UNIT < UNIT ? inputs - u * UNIT : UNIT));
             for (int i = 0; i < UNIT; i++) peak = fmaxf(peak, fabsf(v[i]));
             const float inverse = peak > 0 ? 127 / peak : 0;
-            for (int i = 0; i < UNIT; i++) q[i] = (int8_t)(v[i] * inverse + (v[i] < 0 ? -0.5f : 0.5f));
-            for (int i = 0; i < UNIT; i++) halves[i / (UNIT / 2)] += q[i];
-            for (int i = 0; i < UNIT; i += QUAD)
-                wide[i] = q[i], wide[i + 1] = q[i + 2], wide[i + 2] = q[i + 1], wide[i + 3] = q[i + 3];
+            for (int i = 0; i < UNIT; i++) numbers[i] = (int32_t)rintf(v[i] * inverse);
+            for (int i = 0; i < UNIT / 2; i++) halves[0] += numbers[i], halves[1] += numbers[UNIT / 2 + i];
+            for (int i = 0; i < UNIT; i++) q[i] = (int8_t)numbers[i];
+#ifdef PAIRS
+            const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+            for (int i = 0; i < UNIT; i += 16) {
+                const __m128i own = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(q + i)), order);
+                _mm256_storeu_si256((__m256i *)(in->wide + at * UNIT + i), _mm256_cvtepi8_epi16(own));
+            }
+#endif
             in->scale[at] = peak / 127;
             in->sums[at * 2] = halves[0], in->sums[at * 2 + 1] = halves[1];
         }
@@ -406,60 +432,100 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
     for (int i = 0; i < depth; i++) out[i] /= mass;
 }
 
-// A thread's part of a step.
-static void work(State *s, int index) {
+enum { QKV, ATTEND, OUT, UP, DOWN, PHASES }; // of a layer; the head follows all layers
+
+// Pieces of a phase: as many as keep the threads busy where one is held up; a single thread takes all at once.
+static int pieces(const State *s, int phase) {
     const Model *m = &s->model;
-    const int rows = s->rows, threads = s->threads, wide = m->hidden, inner = m->inner;
-    const int heads = m->heads * m->head_dim, total = heads + 2 * m->kv_heads * m->head_dim;
-    float *normed = s->normed + (int64_t)index * ROWS * wide, *scores = s->scores + (int64_t)index * m->longest;
-    Inputs *in = s->inputs + index;
+    if (phase > m->count * PHASES) return 0;
+    const Layer *layer = m->layers + (phase < m->count * PHASES ? phase / PHASES : 0);
+    const int outputs[] = {layer->qkv.outputs, s->rows * m->heads * TILE, m->hidden, layer->down.inputs, m->hidden};
+    const int units = ((phase == m->count * PHASES ? m->head.outputs : outputs[phase % PHASES]) + TILE - 1) / TILE;
+    const int most = s->threads > 1 ? s->threads * PIECES : 1;
+    return units < most ? units : most;
+}
+
+// The inputs of a phase's product, which each thread that takes a piece of it makes for itself.
+static void prepare(State *s, int phase, Inputs *in, float *normed) {
+    const Model *m = &s->model;
+    const int rows = s->rows, wide = m->hidden, heads = m->heads * m->head_dim;
+    const Layer *layer = m->layers + phase / PHASES;
+    const int last = phase == m->count * PHASES, kind = last ? QKV : phase % PHASES;
+    if (kind == OUT) take(in, s->attended, rows, heads, heads);
+    if (kind == DOWN) take(in, s->inner, rows, m->inner, layer->down.inputs);
+    if (kind != QKV && kind != UP) return;
+    const Norm *norm = last ? &m->norm : kind == QKV ? &layer->norm1 : &layer->norm2;
+    for (int b = 0; b < rows; b++) normalize(norm, s->hidden + b * wide, normed + b * wide, wide);
+    take(in, normed, rows, wide, wide);
+}
+
+static void compute(State *s, Piece piece, const Inputs *in, float *scores) {
+    const Model *m = &s->model;
+    const int rows = s->rows, wide = m->hidden, inner = m->inner, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
     int from, to;
-    for (int l = 0; l < m->count; l++) {
-        const Layer *layer = m->layers + l;
-        for (int b = 0; b < rows; b++) normalize(&layer->norm1, s->hidden + b * wide, normed + b * wide, wide);
-        take(in, normed, rows, wide, wide);
-        part(total, TILE, threads, index, &from, &to);
+    if (piece.phase == m->count * PHASES) {
+        part(m->head.outputs, TILE, piece, &from, &to);
+        product(&m->head, rows, in, s->logits, m->head.outputs, from, to, 0.0f);
+        return;
+    }
+    const Layer *layer = m->layers + piece.phase / PHASES;
+    const int width = layer->down.inputs;
+    switch (piece.phase % PHASES) {
+    case QKV:
+        part(total, TILE, piece, &from, &to);
         product(&layer->qkv, rows, in, s->qkv, total, from, to, 0.0f);
-        meet(s);
-        part(rows * m->heads, 1, threads, index, &from, &to);
+        break;
+    case ATTEND:
+        part(rows * m->heads, 1, piece, &from, &to);
         for (int item = from; item < to; item++) attend(s, layer, item / m->heads, item % m->heads, scores);
-        meet(s);
-        take(in, s->attended, rows, heads, heads);
-        part(wide, TILE, threads, index, &from, &to);
-        product(&layer->out, rows, in, s->hidden, wide, from, to, m->residual_scale);
-        meet(s);
-        for (int b = 0; b < rows; b++) normalize(&layer->norm2, s->hidden + b * wide, normed + b * wide, wide);
-        take(in, normed, rows, wide, wide);
-        const int width = layer->down.inputs;
-        // Whole vectors, because the compiler's activation of what is left of one has other bits.
-        part(width, TILE, threads, index, &from, &to);
+        break;
+    case UP: // in whole vectors, because the compiler's activation of what is left of one has other bits
+        part(width, TILE, piece, &from, &to);
         product(&layer->up, rows, in, s->inner, inner, from, to, 0.0f);
         if (layer->gated) product(&layer->up, rows, in, s->inner, inner, width + from, width + to, 0.0f);
         for (int b = 0; b < rows; b++) {
             float *gate = s->inner + (int64_t)b * inner;
             activate(layer, gate, layer->gated ? gate + width : NULL, from, to);
         }
-        meet(s);
-        take(in, s->inner, rows, inner, width);
-        part(wide, TILE, threads, index, &from, &to);
-        product(&layer->down, rows, in, s->hidden, wide, from, to, m->residual_scale);
-        meet(s);
+        break;
+    default: // OUT and DOWN
+        part(wide, TILE, piece, &from, &to);
+        const Product *p = piece.phase % PHASES == OUT ? &layer->out : &layer->down;
+        product(p, rows, in, s->hidden, wide, from, to, m->residual_scale);
     }
-    for (int b = 0; b < rows; b++) normalize(&m->norm, s->hidden + b * wide, normed + b * wide, wide);
-    take(in, normed, rows, wide, wide);
-    part(m->head.outputs, TILE, threads, index, &from, &to);
-    product(&m->head, rows, in, s->logits, m->head.outputs, from, to, 0.0f);
-    meet(s);
+}
+
+// Take pieces until a step ends.
+static void work(State *s, int index) {
+    float *normed = s->normed + (int64_t)index * ROWS * s->model.hidden;
+    float *scores = s->scores + (int64_t)index * s->model.longest;
+    Inputs *in = s->inputs + index;
+    Piece prepared = {.phase = UINT16_MAX};
+    for (;;) {
+        Piece piece = piece_of(atomic_load(&s->next));
+        if (piece.number < piece.count) piece = piece_of(atomic_fetch_add(&s->next, 1));
+        if (!piece.count) return;
+        if (piece.number >= piece.count) {
+            await(s, piece);
+            continue;
+        }
+        if (!same_phase(piece, prepared)) prepare(s, piece.phase, in, normed);
+        prepared = piece;
+        compute(s, piece, in, scores);
+        if (atomic_fetch_add(&s->done, 1) + 1 == piece.count)
+            begin_phase(s, piece.step, piece.phase + 1, pieces(s, piece.phase + 1));
+    }
 }
 
 static void *worker(void *given) {
     Worker me = *(Worker *)given;
     State *s = me.state;
     free(given);
-    for (int turn = 0;; turn++) {
+    for (int turn = 0;;) {
         for (int spins = 0; spins < SPINS && atomic_load(&s->turn) == turn; spins++) pause_briefly();
         pthread_mutex_lock(&s->lock);
         while (atomic_load(&s->turn) == turn && !s->stop) pthread_cond_wait(&s->wake, &s->lock);
+        turn = atomic_load(&s->turn); // who comes too late for a step may be in time for the next
         pthread_mutex_unlock(&s->lock);
         if (s->stop) return NULL;
         work(s, me.index);
@@ -471,13 +537,21 @@ static void *worker(void *given) {
 static int inputs_open(Inputs *in, int units) {
     const size_t count = (size_t)ROWS * units;
     in->q = calloc(count, UNIT);
-    in->wide = calloc(count * UNIT, sizeof(int16_t));
     in->scale = calloc(count, sizeof(float));
     in->sums = calloc(count * 2, sizeof(int32_t));
-    return in->q && in->wide && in->scale && in->sums;
+#ifdef PAIRS
+    in->wide = calloc(count * UNIT, sizeof(int16_t));
+    if (!in->wide) return 0;
+#endif
+    return in->q && in->scale && in->sums;
 }
 
-static void inputs_close(Inputs *in) { free(in->q), free(in->wide), free(in->scale), free(in->sums); }
+static void inputs_close(Inputs *in) {
+    free(in->q), free(in->scale), free(in->sums);
+#ifdef PAIRS
+    free(in->wide);
+#endif
+}
 
 void decode_close(State *s) {
     pthread_mutex_lock(&s->lock);
@@ -533,6 +607,7 @@ State *decode_open(const Model *model) {
 void decode_step(State *s, int rows, const int32_t *slots, const int32_t *lengths, float *hidden, float *logits) {
     s->rows = rows, s->slots = slots, s->lengths = lengths, s->hidden = hidden, s->logits = logits;
     s->threads = rows == 1 && s->model.alone ? 1 : s->model.threads;
+    begin_phase(s, piece_of(atomic_load(&s->next)).step + 1, 0, pieces(s, 0));
     if (s->threads > 1) {
         pthread_mutex_lock(&s->lock);
         atomic_fetch_add(&s->turn, 1);

@@ -34,7 +34,7 @@ def attend_drafts(q_ptr, keys_ptr, values_ptr, out_ptr, part_ptr, stats_ptr, arr
     count = tl.load(tiles_ptr + TILES + tile)
     slot = tl.load(tiles_ptr + 2 * TILES + tile).to(tl.int64)
     position = tl.load(tiles_ptr + 3 * TILES + tile)
-    low, high, live = span_of(position, position + count, split, BT, LEAST, SPLITS, WINDOW)
+    low, high, live = span_of(position, position + count, split, LEAST, BT, SPLITS, WINDOW)
     r = tl.arange(0, GP)
     token = r // GG
     g = r % GG

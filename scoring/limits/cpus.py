@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from scoring.limits.control_groups import folders
@@ -13,6 +13,7 @@ SHARERS = "MII_AZURE_SHARERS"
 _THREADS = "OMP_NUM_THREADS"
 #: What an operator may have said of waiting; libgomp and Intel's OpenMP have a name each beside the standard's.
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_AT_FIRST = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def cores(root: Path = Path("/")) -> int:
@@ -34,6 +35,25 @@ def settle() -> None:
         os.environ["OMP_WAIT_POLICY"] = "passive"
     if _THREADS not in os.environ and cores() < (os.cpu_count() or 1):
         os.environ[_THREADS] = str(cores())
+
+
+@contextmanager
+def unbound() -> Iterator[None]:
+    """Have threads that start within run on all cores that this process began with.
+
+    OpenMP binds a thread that computes to one core where an operator asks for it (OMP_PROC_BIND), and threads inherit
+    that: those of another pool would share the core.
+    """
+    if not _AT_FIRST:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    with suppress(OSError):  # its cores have been taken from it since
+        os.sched_setaffinity(0, _AT_FIRST)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def _quotas(root: Path) -> Iterator[float]:

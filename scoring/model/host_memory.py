@@ -15,3 +15,11 @@ def refuse_beyond_limit(size: Callable[[], int], dtype: str) -> None:
             f"The weights take {needed / 1e9:.2f} GB as {dtype}; the container may use {limit / 1e9:.2f} GB.",
             f"Give it {LOADED * needed / 1e9:.1f} GB or more.",
         )
+
+
+def too_small(size: int, dtype: str) -> OutOfMemory:
+    """Error for weights of a size in bytes of which the machine, or a limit of this process, had too little memory."""
+    return OutOfMemory(
+        f"The weights take {size / 1e9:.2f} GB as {dtype}, and memory ran out while they were loaded.",
+        f"Give it {LOADED * size / 1e9:.1f} GB or more; a limit on the process (ulimit -v) counts libraries too.",
+    )

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from scoring.config import MODULES, Deployment
+from scoring.engine.oom import is_out_of_memory
 from scoring.errors import HeadMissing, LoadError, OutOfMemory, WeightsUnreadable
 from scoring.limits.memory_shares import LOADED
 from scoring.lora.loading import AdapterRoom
 from scoring.lora.served import ServedAdapters
 from scoring.model.beside import bank_beside
 from scoring.model.extractor import feature_extractor
-from scoring.model.host_memory import refuse_beyond_limit
+from scoring.model.host_memory import refuse_beyond_limit, too_small
 from scoring.model.info import facts_of
 from scoring.model.loaded import Loaded
 from scoring.model.tokenizer_files import reason_of, tokenizer_of
@@ -249,6 +250,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
     except ValueError as error:
         raise WeightsUnreadable(f"The model cannot be loaded: {reason_of(error)}.") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise too_small(survey(deployment, folder).weight_bytes, deployment.dtype) from error
         raise WeightsUnreadable(
             f"The weights cannot be loaded: {reason_of(error)}.",
             "Copy the model again; the file may be cut short.",

@@ -15,6 +15,7 @@ import torch
 
 from scoring.engine.row import Between, Row, nothing
 from scoring.errors import InvalidInput, InvalidParameter, LoadError
+from scoring.generation.settings import answer_tokens_alone
 from scoring.limits.deadline import held
 from scoring.model.loaded import Loaded
 from scoring.schema.speech import MOST_SECONDS, MOST_SPEECH_TOKENS, RATE, SpeechParameters
@@ -98,6 +99,7 @@ class AutomaticSpeechRecognition(Task):
             raise LoadError(f"{type(loaded.model).__name__} is not served here.", "Models of Whisper's kind are.")
         self.extractor = loaded.extractor
         self._codes = language_codes(loaded.model, self.tokenizer)
+        answer_tokens_alone(loaded.model.generation_config)
         self.defaults = loaded.model.generation_config  # for front ends, which load no weights and no such file
         self._positions = int(loaded.model.config.max_target_positions)
         self._window = int(loaded.model.config.max_source_positions)  # of 20 ms

@@ -33,7 +33,15 @@ from scoring.generation.detokenizer import stop_at
 from scoring.generation.generated import GrammarProcessor, logprobs_of, prompt_logprobs, until_end
 from scoring.generation.grammars import Grammar, Grammars
 from scoring.generation.scheduler import Scheduler
-from scoring.generation.settings import Bound, GenerationSettings, ModelStops, end_tokens, suits_batches, value_of
+from scoring.generation.settings import (
+    Bound,
+    GenerationSettings,
+    ModelStops,
+    answer_tokens_alone,
+    end_tokens,
+    suits_batches,
+    value_of,
+)
 from scoring.generation.streaming import BatchStreamer, show_end
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
@@ -54,6 +62,7 @@ class Generative(Task):
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded, name)
+        answer_tokens_alone(loaded.model.generation_config)
         self.defaults: GenerationConfig = copy.deepcopy(loaded.model.generation_config)
         loaded.model.generation_config.stop_strings = None  # `generate` needs the tokenizer for them: handled here
         self.encoder_decoder = bool(loaded.model.config.is_encoder_decoder)
@@ -147,7 +156,8 @@ class Generative(Task):
         if self._slotted(settings, length):
             return SLOTS
         config, _ = self.generation_config(settings)
-        if settings["do_sample"] or not suits_batches(config) or config.stop_strings or settings.constraint:
+        batched = suits_batches(config, self.encoder_decoder)
+        if settings["do_sample"] or not batched or config.stop_strings or settings.constraint:
             return object()
         total = length if self.encoder_decoder else length + settings["max_new_tokens"]
         mates = self.company.key(length), dynamic_rotary.length_class(self.rotary, length, total)

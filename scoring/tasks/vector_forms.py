@@ -23,7 +23,7 @@ _KEY_BYTES = 16  # of a weight's key in JSON, a number
 
 
 class SparseWeights(NamedTuple):
-    """SparseWeights above 0 of a sparse vector, on the CPU."""
+    """Weights above 0 of a sparse vector, on the CPU."""
 
     tokens: Tensor  # [n] int64
     values: Tensor  # [n] float32
@@ -74,7 +74,7 @@ class VectorForm(ABC):
 
 
 class SparseVectors(VectorForm):
-    """SparseWeights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
+    """Weights of the vocabulary's tokens, by a masked language model's logits (SPLADE)."""
 
     told = "sparse vectors"
     smaller = 'Send fewer inputs at once, or ask for the largest weights only, by "max_active_dims".'

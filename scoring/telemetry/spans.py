@@ -1,8 +1,5 @@
 """Spans of the stages of one request, for a host that traces requests; nothing is kept if none does."""
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 
 #: Stage (parse, encode, queue, forward, decode), and `time.perf_counter()` at its begin and at its end.
@@ -17,13 +14,3 @@ def note(stage: str, began: float, ended: float) -> None:
     spans = taken.get()
     if spans is not None and 0.0 < began <= ended:
         spans.append((stage, began, ended))
-
-
-@contextmanager
-def noted(stage: str) -> Iterator[None]:
-    """Record the time inside the context as a stage, also if it fails."""
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        note(stage, began, time.perf_counter())

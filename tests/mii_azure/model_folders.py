@@ -28,7 +28,7 @@ Folder = Callable[..., Path]
 def tensors() -> dict[str, np.ndarray]:
     return {
         "bert.embeddings.word_embeddings.weight": np.ones((30, 8), np.float32),
-        "bert.encoder.layer.0.output.dense.weight": np.ones((8, 8), np.float32),
+        "bert.encoder.layer.1.output.dense.weight": np.ones((8, 8), np.float32),
     }
 
 

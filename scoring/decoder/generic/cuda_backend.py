@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from scoring.decoder.cuda_backend import CudaBackend, Launches
+from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.generic.compiled import compiled_forwards, layers_with
 from scoring.decoder.generic.model import GenericModel
+from scoring.decoder.graphs import Launches
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.low_rank import SlotAdapters
 from scoring.decoder.prefill import Prefiller
@@ -31,14 +32,17 @@ class GenericStep(Launcher):
     model: Any  # a GenericModel
     folds: ClassVar[bool] = False  # norms and products are the model's own
 
-    def step(self, rows: int, far: bool = False) -> None:
+    def forward(self, rows: int, far: bool = False) -> Tensor:
         self.far = far
         s, b = self.state, self.buffers
         slots = b.slots[:rows].long()
         order = torch.arange(rows, device=slots.device)
         logits = _forward(self, rows, s.tokens[slots], s.lengths[slots].long(), order)
         b.narrow[:rows].copy_(logits)
-        self.sample(rows, b.narrow, advance=True)
+        return b.narrow
+
+    def logits_of(self, rows: int) -> Tensor:
+        return self.buffers.narrow
 
 
 class GenericPrefiller(Prefiller):
@@ -58,10 +62,13 @@ class GenericDraftStep(DraftStep):
 
     model: Any  # a GenericModel
 
-    def step(self, rows: int, far: bool = False) -> None:
+    def forward(self, rows: int, far: bool = False) -> Tensor:
         logits = _forward(self, rows, self.tokens[:rows].long(), self.positions[:rows].long(), self.order[:rows].long())
         self.buffers.narrow[:rows].copy_(logits)
-        self.sample(rows, self.buffers.narrow, advance=True)
+        return self.buffers.narrow
+
+    def logits_of(self, rows: int) -> Tensor:
+        return self.buffers.narrow
 
 
 class GenericCudaBackend(CudaBackend):
@@ -118,10 +125,7 @@ class GenericCudaBackend(CudaBackend):
         self._model.compiled = {}
         self._capture(1)
 
-    def logits(self, count: int) -> Tensor:
-        return self._ran.buffers.narrow[:count]
-
-    def _captured(self, launch: Callable[[], None]) -> Launches:
+    def _captured(self, launch: Callable[[], object]) -> Launches:
         self.uncaptured = self.uncaptured or waits_for_the_host(launch)
         return _Launched(launch) if self.uncaptured else super()._captured(launch)
 
@@ -142,11 +146,14 @@ def _milliseconds(step: Launches) -> float:
 class _Launched:
     """A launch that is repeated from the host."""
 
-    def __init__(self, launch: Callable[[], None]) -> None:
-        self.replay = launch
+    def __init__(self, launch: Callable[[], object]) -> None:
+        self._launch = launch
+
+    def replay(self) -> None:
+        self._launch()
 
 
-def waits_for_the_host(launch: Callable[[], None]) -> str:
+def waits_for_the_host(launch: Callable[[], object]) -> str:
     """Run a launch twice, and tell what it waited for the second time; empty if for nothing.
 
     Asked before a capture, because one that fails leaves the allocator's pools unusable.

@@ -18,6 +18,7 @@ from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generating import continuation
 from tests.scoring.model_files import changed
+from tests.tiny_models import FAMILIES
 
 DISAGREEING: list[tuple[str, str, dict[str, Any], str]] = [
     ("bert", "text-classification", {"id2label": {"0": "a", "1": "b"}}, r"classifier.weight has 3 labels, .* 2\."),
@@ -38,6 +39,56 @@ def test_sizes_that_disagree(
     assert caught.value.hint
     with pytest.raises(WeightsUnreadable, match=r"(weight|bias) is \[.*\] in the weights, and \[.*\] by config.json"):
         load(Deployment("m", task), folder)
+
+
+#: Of each kind of name that a family's tensors have: what config.json says, and the tensor or the stack that is named.
+SIZES: list[tuple[str, str, dict[str, Any], str]] = [
+    (
+        "llama",
+        "text-generation",
+        {"hidden_size": 64},
+        r"model.embed_tokens.weight is \[559, 32\], .* hidden_size is 64\.",
+    ),
+    (
+        "llama",
+        "text-generation",
+        {"num_hidden_layers": 3},
+        r"2 layers under model.layers, and config.json tells of 3\.",
+    ),
+    ("llama", "text-generation", {"num_attention_heads": 8}, r"q_proj.weight is \[32, 32\], .* heads take 64 rows\."),
+    ("llama", "text-generation", {"num_key_value_heads": 4}, r"k_proj.weight is \[16, 32\], .* heads take 32 rows\."),
+    ("gemma", "text-generation", {"head_dim": 16}, r"_proj.weight is .* heads take"),
+    ("qwen3", "text-generation", {"intermediate_size": 96}, r"gate_proj.weight is .* intermediate_size is 96\."),
+    ("gpt2", "text-generation", {"n_embd": 64}, r"wte.weight is .* n_embd is 64\."),
+    ("gpt2", "text-generation", {"n_layer": 5}, r"2 layers under transformer.h,"),
+    ("gpt2", "text-generation", {"n_positions": 256}, r"wpe.weight is \[128, 32\]"),
+    ("opt", "text-generation", {"max_position_embeddings": 64}, r"embed_positions.weight is \[130, 32\]"),
+    ("bloom", "text-generation", {"hidden_size": 64}, r"word_embeddings.weight is"),
+    ("bert", "fill-mask", {"max_position_embeddings": 512}, r"position_embeddings.weight is \[128, 32\]"),
+    ("bert", "fill-mask", {"type_vocab_size": 5}, r"token_type_embeddings.weight is \[2, 32\]"),
+    ("bert", "fill-mask", {"intermediate_size": 96}, r"intermediate.dense.weight is"),
+    ("distilbert", "fill-mask", {"hidden_dim": 96}, r"lin1.weight is .* hidden_dim is 96\."),
+    ("electra", "fill-mask", {"embedding_size": 32}, r"word_embeddings.weight is .* embedding_size is 32\."),
+    ("t5", "translation", {"d_ff": 96}, r"wi.weight is .* d_ff is 96\."),
+    ("t5", "translation", {"num_decoder_layers": 4}, r"2 layers under decoder.block, and config.json tells of 4\."),
+    ("bart", "summarization", {"decoder_ffn_dim": 96}, r"decoder.layers.*fc1.weight is .* decoder_ffn_dim is 96\."),
+]
+
+
+@pytest.mark.parametrize(("family", "task", "config", "says"), SIZES, ids=lambda value: str(value)[:40])
+def test_widths_heads_layers_and_positions_that_disagree(
+    family: str, task: str, config: dict[str, Any], says: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Told from headers, before a bundle is written, with the name of a tensor."""
+    folder = changed(tiny(family, task), tmp_path / "model", "config.json", **config)
+    with pytest.raises(ModelInconsistent, match=says):
+        mii_azure.plan(task, str(folder))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_family_that_is_tested_disagrees_with_itself(family: str, tiny: Tiny) -> None:
+    task = FAMILIES[family].tasks[0]
+    assert mii_azure.plan(task, str(tiny(family, task))).profile.layers
 
 
 @pytest.mark.parametrize(("told", "says"), [("lama", "Did you mean 'llama'"), (None, "Copy config.json again")])

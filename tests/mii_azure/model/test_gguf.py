@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -57,7 +58,7 @@ def test_it_becomes_what_transformers_reads(family: str, kind: str, dtype: str, 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # transformers does not read Qwen3's width of a head, and has its usual one.
-    width = {"head_dim": 128} if family == "qwen3" else {}
+    width: dict[str, Any] = {"head_dim": 128} if family == "qwen3" else {}
     file = tiny_gguf(tmp_path / "tiny.gguf", family, kind, **width)
     facts, folder = resolve(str(file)), converted(file)
     assert {each.name: each for each in facts.weights.compared}.items() <= stored_tensors(folder).items()
@@ -132,7 +133,7 @@ def test_rotary_factors_become_the_rule_that_they_come_from(tmp_path: Path) -> N
         writer.add_tensor("rope_freqs.weight", (usual / scaled).numpy())
         return []
 
-    theta = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+    theta: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
     file = tiny_gguf(tmp_path / "tiny.gguf", parts=factors, **theta)
     assert resolve(str(file)).config["rope_parameters"] == pytest.approx(rule)
     model = AutoModelForCausalLM.from_pretrained(converted(file))
@@ -157,7 +158,7 @@ def _with(*without: str, **metadata: object) -> Callable[[gguf.GGUFWriter], Iter
             key = name.replace("__", ".")
             add = writer.add_string if isinstance(told, str) else writer.add_uint32
             writer.kv_data[0].pop(key, None)
-            add(key, told)  # type: ignore[arg-type]
+            add(key, told)
         return without
 
     return parts

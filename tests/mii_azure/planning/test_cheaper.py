@@ -2,7 +2,9 @@
 
 import pytest
 
+from mii_azure.hardware.skus import find_sku
 from mii_azure.planning.cheaper import Offer, compared
+from mii_azure.planning.expected import most_read
 from mii_azure.planning.ranking import rank_profile
 from mii_azure.platform.limits import MAX_INSTANCES
 from mii_azure.spec import make_spec
@@ -95,7 +97,20 @@ def test_a_line_says_how_busy_instances_are_and_what_its_rates_leave_out() -> No
     made = compared([offer("cpu", 0.3, 20), offer("cuda", 1.0, 1000)], "USD", BOTH, 0.25, "what waits")
     assert ", busy 25% of the time;" in made.sentence()
     assert made.sentence().endswith("; what waits is not counted")
-    assert "the server's own work" in ranked(PRICES, "text-classification", profile=facts("bert")).cheaper.sentence()
+    assert "beside reading its text" in ranked(PRICES, "text-classification", profile=facts("bert")).cheaper.sentence()
+
+
+def test_a_small_encoder_on_a_fast_gpu_waits_for_the_cores_that_read_its_texts() -> None:
+    small = facts("bert", 20_000_000, layers=2, hidden_size=128, kv_bytes_per_token=0)
+    made = ranked(PRICES, "text-classification", profile=small, utilisation=1.0)
+    gpu = made.cheaper.gpu
+    row = next(row for row in made.rows if row.instance_type == gpu.instance_type)
+    assert gpu.per_second == pytest.approx(most_read(find_sku(gpu.instance_type), made.request_tokens))
+    assert gpu.per_second < row.throughput
+    large = ranked(PRICES, "text-classification", profile=facts("bert"), utilisation=1.0)
+    assert large.cheaper.cpu.per_second == next(
+        row.throughput for row in large.rows if row.instance_type == large.cheaper.cpu.instance_type
+    )
 
 
 def test_what_stands_beside_a_model_is_counted_where_it_has_to_fit() -> None:

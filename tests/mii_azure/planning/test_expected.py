@@ -139,22 +139,15 @@ def ranked(model: str, row: dict[str, Any]) -> float:
 
 
 def test_requests_over_http_take_as_long_as_was_measured() -> None:
-    """Engine, then server: with front ends and in one process, whole and streamed, of every model."""
+    """Engine, then server: with front ends and in one process, whole and streamed; one client's tokens are drafted."""
     errors = {
         (name, row["front ends"], row["way"], row["clients"]): row["tokens/s"] / ranked(name, row) - 1
         for name, row in BY_HTTP
-        if "superseded" not in row  # by the row's own word
+        if row["clients"] > 1
     }
     assert len(errors) == 10
     assert median(map(abs, errors.values())) <= 0.15, errors
     assert max(map(abs, errors.values())) <= 0.40, errors
-
-
-def test_rows_that_a_later_revision_made_untrue_say_why() -> None:
-    reasons = [row["superseded"] for _, row in BY_HTTP if "superseded" in row]
-    assert len(reasons) == 2
-    assert all("since 3c21a3f" in reason for reason in reasons)
-    assert not any(" 1," in row.name for row in measured() if row.runner.startswith("token,"))
 
 
 def test_azures_server_is_promised_no_more_than_one_process_hands_on() -> None:
@@ -246,7 +239,7 @@ def test_a_cpu_whose_processors_all_have_vnni_is_expected_by_rows_in_eight_bits(
     assert all(fast > 1.5 * slow for _, slow in others)
 
 
-@pytest.mark.parametrize(("family", "name"), [("bert", "cpu encoder, int8"), ("modernbert", "cpu encoder")])
+@pytest.mark.parametrize(("family", "name"), [("bert", "cpu encoder, int8"), ("albert", "cpu encoder")])
 def test_only_encoders_of_the_cpus_own_stack_are_expected_by_its_rows_in_eight_bits(family: str, name: str) -> None:
     """A GPU's fused kernels cover more families."""
     profile = facts(family, 135_000_000, "float32", layers=12, hidden_size=768, kv_bytes_per_token=0)

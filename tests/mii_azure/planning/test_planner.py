@@ -78,7 +78,8 @@ def judge(made: Plan) -> None:
     assert (made.device, made.image) == (("cuda", "cuda13") if sku.gpu else ("cpu", "cpu"))
     assert made.fits == (made.tensor_parallel == 1 or made.takes("tensor_slicing"))
     assert 0 < made.context_length <= made.profile.context_length
-    assert made.context_length <= max(made.max_batch_tokens, made.kv_cache_tokens)
+    if not made.profile.windowed_layers:  # which keep less than the context
+        assert made.context_length <= max(made.max_batch_tokens, made.kv_cache_tokens)
     assert made.request_timeout_ms <= limits.MAX_REQUEST_TIMEOUT_MS
     assert made.liveness.success_threshold == made.readiness.success_threshold == 1
     assert made.queue_size >= made.max_concurrent_requests

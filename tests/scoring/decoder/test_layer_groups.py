@@ -1,5 +1,6 @@
 """Decoders of which some layers see a window: these keep no more, and answers are those of plain transformers."""
 
+import shutil
 from functools import partial
 from typing import Any
 
@@ -9,10 +10,9 @@ import transformers
 
 from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import FP8, SamplingParams
-from scoring.decoder.layer_groups import group_layers, most_of
+from scoring.decoder.layer_groups import STEP_TOKENS, group_layers, most_of
 from scoring.errors import DeviceFull, PromptTooLong
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.sequence import supports
@@ -329,4 +329,29 @@ def test_answers_are_those_of_one_group(gemma3: Any, narrow: bool, monkeypatch: 
             found += decoder.step([1]).tokens()
         told.append((found, decoder.last_logits(1).clone()))
     assert told[0][0] == told[1][0]
+    assert torch.equal(told[0][1], told[1][1])
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@torch.inference_mode()
+def test_a_step_in_c_reads_its_layers_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_causal(
+        "qwen2", num_hidden_layers=3, layer_types=[_NAMES[kind] for kind in "FSS"], use_sliding_window=True,
+        sliding_window=WINDOW, max_window_layers=1, max_position_embeddings=1024,
+    )  # fmt: skip
+    ids, told = prompt(model, 300), []
+    for groups in (group_layers([0, WINDOW, WINDOW], 1024), group_layers([0, 0, 0], 1024)):
+        monkeypatch.setattr("scoring.decoder.decoder.group_layers", lambda windows, length, own=groups: own)
+        decoder = Decoder(model, 2, 1024, tokens=24 * BLOCK, tier="fused")
+        decoder.use_int8()
+        decoder.plain.use_narrow()
+        decoder.open(1)
+        prefill(decoder, 1, ids)
+        decoder.sample([1])
+        for token in prompt(model, 70, 5):
+            decoder.feed(1, token)
+            decoder.step([1])
+        told.append((len(decoder.tables.blocks(1)), decoder.last_logits(1).clone()))
+        decoder.plain.use_wide()
+    assert told[0][0] < told[1][0] * decoder.groups.count * 3
     assert torch.equal(told[0][1], told[1][1])

@@ -1,5 +1,6 @@
 """A CPU's decode step in compiled C against torch's operations: rows, families, formats, and what is refused."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -110,15 +111,20 @@ def test_a_row_has_the_same_bits_whatever_shares_its_step(tmp_path: Path) -> Non
     assert torch.equal(steps(decoder, 9)[:, 8], steps(decoder, 17)[:, 8])
 
 
-def test_threads_that_sleep_at_the_barrier_are_woken(tmp_path: Path) -> None:
-    """More threads than cores share a step, and give the bits of one."""
+def test_threads_of_any_core_share_a_step(tmp_path: Path) -> None:
+    """More than cores, they give the bits of one; OpenMP may have bound who starts them (OMP_PROC_BIND)."""
     decoder = Decoder(tiny("llama", tmp_path), slots=3, max_length=128)
     decoder.use_int8()
     decoder.plain.use_narrow()
     assert decoder.plain.narrow.threads == torch.get_num_threads()
-    alone = steps(decoder, 3)
+    alone, allowed, before = steps(decoder, 3), os.sched_getaffinity(0), set(Path("/proc/self/task").iterdir())
+    os.sched_setaffinity(0, {min(allowed)})
     decoder.plain.narrow.use_threads(3)
-    assert torch.equal(steps(decoder, 3), alone)
+    os.sched_setaffinity(0, allowed)
+    started = set(Path("/proc/self/task").iterdir()) - before
+    assert [os.sched_getaffinity(int(each.name)) for each in started] == [allowed, allowed]
+    for _ in range(4):
+        assert torch.equal(steps(decoder, 3), alone)
 
 
 def test_one_sequence_may_be_left_to_one_thread_beside_steps_of_all(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ def test_a_whole_tensor_is_not_copied_and_rows_of_several_are_put_together() -> 
     held, first, second = OpenLogits(), torch.randn(2, 5), torch.randn(3, 5)
     held.keep([4, 1], first)
     assert held.of([4, 1]) is first
-    held.keep_some([0, 7], [2, 0], second)
+    held.lend([7, 5, 0], [0, 7], second)
+    assert held.lent([7]) and not held.lent([7, 4])
     assert torch.equal(held.of([1, 7, 0]), torch.stack([first[1], second[0], second[2]]))
+    assert not held.lent([7])  # somebody has them
     assert torch.equal(held.of([1, 4]), first[[1, 0]])
     assert torch.equal(held.of([4]), first[:1])
     held.drop([4, 9])

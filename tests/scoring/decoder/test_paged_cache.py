@@ -13,8 +13,8 @@ import transformers
 from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
-from scoring.decoder.chunk_size import STEP_TOKENS
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.row import Row
 from scoring.errors import DeviceFull, PromptTooLong

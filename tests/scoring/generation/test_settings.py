@@ -136,17 +136,19 @@ def test_only_settings_that_are_known_to_do_no_harm_go_to_slots_and_into_batches
     neutral = GenerationConfig(
         do_sample=True, temperature=0.7, top_k=5, max_new_tokens=3, cache_implementation="hybrid"
     )
-    assert suits_slots(neutral) and suits_batches(neutral)
+    assert suits_slots(neutral) and suits_batches(neutral, False)
     neutral.chat_format = "chatml"  # an entry that transformers does not know: `generate` passes it over too
     assert suits_slots(neutral)
     for name in ("watermarking_config", "token_healing", "max_time", "dola_layers", "penalty_alpha", "constraints"):
         odd = GenerationConfig()
         setattr(odd, name, 5)
-        assert not suits_slots(odd) and not suits_batches(odd)
+        assert not suits_slots(odd) and not suits_batches(odd, True)
+    begun = GenerationConfig(forced_bos_token_id=7)  # at the first place of what `generate` is given, padding included
+    assert not suits_slots(begun) and suits_batches(begun, True) and not suits_batches(begun, False)
     odd = GenerationConfig(do_sample=False, typical_p=0.3)
     assert suits_slots(odd)
     odd.do_sample = True
-    assert not suits_slots(odd) and suits_batches(odd)
+    assert not suits_slots(odd) and suits_batches(odd, False)
 
 
 def test_sampling_takes_as_many_tokens_as_generate_does(tiny: Tiny, serving: Serving) -> None:

@@ -4,6 +4,7 @@ TRITON_INTERPRET=1 pytest tests/scoring/kernels/test_decoder.py     # with trito
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -77,6 +78,8 @@ def prepared(hf_model: Any, slots: int, quantised: str = "") -> tuple[KVCache, T
     launcher = Launcher(model, state, max(slots, 4), pdl=DEVICE == "cuda")
     if DEVICE == "cpu":  # the interpreter runs programs one by one: let there be few
         launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "up", "gated", "down", "head")}
+    if quantised == "int4":  # programs that stay for several tiles, the last of which may be none of theirs
+        launcher.tiles |= {name: GemvTile(4, 128, 1, 3) for name in ("qkv", "out", "up", "gated", "down")}
     return state, reference, launcher
 
 
@@ -250,6 +253,47 @@ def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None
         told.append([each.tokens() for each in pending])
         told[-1] += [getattr(decoder.state, name)[:6].tolist() for name in ("lengths", "tokens", "seen")]
     assert told[0] == told[1]
+
+
+def test_masked_rows_and_those_beside_them_are_picked_at_once_as_apart(
+    back_end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens picked for all rows of a step together, only for some of them, or after others asked for them."""
+    hf_model = tiny("llama", tmp_path)
+    plain, ours = Decoder(hf_model, 6, 128), Decoder(hf_model, 6, 128, tokens=640)
+    ours._cuda = back_end(ours.model, ours.state)
+    ours._cuda.launcher.tiles = {name: GemvTile(64, 64, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    launcher, samplings = ours._cuda.launcher, list[bool]()
+    launcher.gathered, sample = 64, launcher.sample
+
+    def noted(rows: int, logits: Any, advance: bool, *others: Any, **named: Any) -> None:
+        samplings.append(advance)
+        sample(rows, logits, advance, *others, **named)
+
+    monkeypatch.setattr(launcher, "sample", noted)
+    drawn, told, vocabulary = torch.Generator().manual_seed(3), [], ours.model.vocabulary
+    masks = [packed(torch.randint(0, vocabulary, (2, 5), generator=drawn), vocabulary) for _ in range(6)]
+    for decoder in (plain, ours):
+        for slot, own in zip((5, 0, 3, 4), (6, 1, 1, 5), strict=True):
+            decoder.open(slot, replace(SAMPLINGS[own], constrained=slot in (0, 4)))
+        decoder.prefill_many([(slot, prompt(hf_model, 9 + slot, slot)) for slot in (5, 0, 3, 4)])
+        found = [decoder.sample([5, 3]).tokens(), decoder.sample([0, 4], masks[0]).tokens()]
+        samplings.clear()
+        for number, order in enumerate(([4, 0], [4], [0, 4], [0, 4])):
+            step = decoder.step([5, 0, 3, 4])
+            if number == 1:
+                found.append(decoder.sample([0], masks[5][:1]).tokens())
+            elif number == 2:
+                decoder.picked(4)
+            elif number == 3:
+                decoder.open_logits([0, 4])
+            found.append(decoder.sample(order, masks[1 + number][: len(order)]).tokens())
+            found.append([step.tokens()[row] for row in (0, 2)])
+        decoder.step([5, 0, 3, 4])
+        found.append(decoder.step([5, 3]).tokens())
+        told.append(found + [getattr(decoder.state, name)[[5, 3]].tolist() for name in ("lengths", "tokens", "seen")])
+    assert told[0] == told[1]
+    assert samplings == [True, True, False, True, False, True, False, True, True]
 
 
 def test_slots_are_turned_by_their_own_table_as_on_a_cpu(back_end: Any) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -182,6 +183,15 @@ def test_a_container_of_less_memory_than_the_weights(tiny: Tiny, monkeypatch: py
     assert "GB or more" in told.value.hint
     monkeypatch.setattr(host_memory, "memory_limit", lambda: size)
     assert load(deployment, folder).model.num_parameters() > 0
+
+
+@pytest.mark.parametrize("told", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: error 12")])
+def test_memory_that_ends_while_weights_load(told: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the allocator raises is no fault of the file: a limit on the process stands in no control group."""
+    monkeypatch.setattr(transformers.AutoModelForMaskedLM, "from_pretrained", Mock(side_effect=told))
+    with pytest.raises(OutOfMemory, match=r"as float32, and memory ran out") as refused:
+        load(Deployment(name="x", task="fill-mask"), tiny("bert", "fill-mask"))
+    assert "GB or more" in refused.value.hint
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "opt"])

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from scoring.api.service import Service
 from scoring.config import Deployment, Limits, Optimisation
+from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference
@@ -34,6 +35,8 @@ from scoring.tensor_parallel.decoder import SlicedDecoder
 from scoring.tensor_parallel.workers import CALL_S
 from tests.conftest import Tiny
 from tests.scoring.decoder.test_adapters import generated, greedy, prompt
+from tests.scoring.decoder.test_layer_groups import WINDOW, mixed, prefill
+from tests.scoring.decoder.test_paged_cache import check_greedy, steps
 from tests.scoring.tensor_parallel.many_ranks import Many
 from tests.tiny_causal import tiny_causal
 from tests.tiny_models import load_tiny
@@ -82,6 +85,17 @@ class TestDecoder:
             each.prefill(1, prompt(plain, 11))
             told.append([each.sample([1]).tokens()] + [each.step([1]).tokens() for _ in range(2 * NEW)])
         assert told[0] == told[1]
+
+    def test_windowed_layers_keep_their_window_on_every_rank(self, many: Many, tmp_path: Path) -> None:
+        plain = mixed("gemma2")
+        plain.save_pretrained(tmp_path)
+        decoder = SlicedDecoder(many.slice(tmp_path), 2, 1024, many.ranks, tokens=8 * BLOCK)
+        ids = prompt(plain, 300)
+        decoder.open(1)
+        prefill(decoder, 1, ids)
+        check_greedy(plain, ids, steps(decoder, [1], 40)[0])
+        assert decoder.groups.windows == (0, WINDOW)
+        assert len(decoder.tables.blocks(1)) <= 6 + 3
 
     @pytest.mark.parametrize("family", [each for each in SLICED_DECODERS if each not in STATIC_DECODE.served])
     def test_experts_are_cut_too_and_served_by_the_generic_tier(self, family: str, many: Many, tmp_path: Path) -> None:

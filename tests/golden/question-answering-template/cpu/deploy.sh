@@ -3,7 +3,12 @@
 # model as its template says: endpoint, deployment, traffic. Safe to run again.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as `sh deploy.sh` does
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=${BASH_SOURCE[0]}
+while [[ -L $here ]]; do # called through a link: its files lie where it leads
+    target=$(readlink "$here")
+    [[ $target == /* ]] && here=$target || here=$(dirname "$here")/$target
+done
+cd "$(dirname "$here")"
 
 ENDPOINT=My-question-answering
 DEPLOYMENT=my-question-answering

@@ -2,7 +2,12 @@
 # Deploys this folder to Azure ML: environment, model, endpoint, deployment, traffic. Safe to run again.
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # started by another shell, as `sh deploy.sh` does
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=${BASH_SOURCE[0]}
+while [[ -L $here ]]; do # called through a link: its files lie where it leads
+    target=$(readlink "$here")
+    [[ $target == /* ]] && here=$target || here=$(dirname "$here")/$target
+done
+cd "$(dirname "$here")"
 
 ENDPOINT=My-sentence-similarity
 DEPLOYMENT=my-sentence-similarity
