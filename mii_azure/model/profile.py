@@ -52,6 +52,7 @@ class Profile(BaseModel):
     pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
     shipped: str = ""  # numbers of the products in the weight files, if they are quantised, e.g. "int4"
     published: str = ""  # method by which their author quantised them, e.g. "awq"
+    widened: str = ""  # what the file was before its weights are widened, e.g. "GGUF Q4_K, 4,920.7 MB"
     estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
     unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
@@ -104,6 +105,7 @@ def profile(model: Model) -> Profile:
         windowed_layers=windowed,
         shipped=model.weights.kind,
         published=model.weights.published,
+        widened=model.weights.widened,
         source=model.source,
         estimated=tuple(sizes.estimated),
         unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),

@@ -56,6 +56,7 @@ class Weights(NamedTuple):
     published: str = ""  # method by which the files' weights are quantised, e.g. "awq"; "" if they are not
     kind: str = ""  # numbers that most quantised weights are made of, e.g. "int4"
     compared: tuple[Tensor, ...] = ()  # those of which config.json and the tokenizer tell sizes
+    widened: str = ""  # what the file was before its weights are widened, e.g. "GGUF Q4_K, 4,920.7 MB"
 
 
 def read_header(path: Path) -> list[Tensor]:

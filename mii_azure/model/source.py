@@ -9,9 +9,10 @@ from mii_azure.errors import UnknownModel
 from mii_azure.model import hub
 from mii_azure.model.files import refuse_odd_names
 from mii_azure.model.folder import read_folder
+from mii_azure.model.gguf import gguf_file, read_gguf
 from mii_azure.model.resolved import Model
 from mii_azure.model.safetensors import Weights
-from mii_azure.platform.paths import expanded
+from mii_azure.platform.paths import exists, expanded
 
 AZUREML = re.compile(
     r"^azureml:(?://(?:registries/[\w.-]+/models/[\w.-]+/(?:versions|labels)/[\w.-]+"
@@ -32,6 +33,8 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
         return _reference(model)
     # os.path returns False, not an error, for text that cannot be a path.
     path = expanded(model)
+    if model and exists(path) and (file := gguf_file(path)):
+        return _with_plain_names(read_gguf(file, model))
     if model and os.path.isdir(path):  # noqa: PTH112
         try:
             return _with_plain_names(read_folder(path, model, allow_pickle))
@@ -45,6 +48,19 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
             f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
         )
     return _with_plain_names(hub.read_model(model, revision, allow_pickle, near_folder=_near_folder(path)))
+
+
+def local_folder(model: str) -> Path:
+    """Folder of the files of a model on this machine; of a GGUF file, what it is converted to.
+
+    Raises what `resolve` and `gguf_conversion.converted` raise.
+    """
+    path = expanded(model)
+    if file := gguf_file(path):
+        from mii_azure.model.gguf_conversion import converted
+
+        return converted(file)
+    return path
 
 
 def _with_plain_names(model: Model) -> Model:

@@ -6,6 +6,7 @@ from mii_azure.hardware.skus import Sku
 from mii_azure.model.consistency import shown
 from mii_azure.model.families import Options
 from mii_azure.model.profile import Profile
+from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, draft_bytes, layer_groups
 from mii_azure.planning.latency import Start, Wait
@@ -47,6 +48,11 @@ def of_model(work: Work, options: Options) -> list[Decision]:
     facts = work.profile
     size = f"{facts.parameters:,} parameters" if facts.known else facts.model
     decisions = [Decision(what="model", value=size, reason=f"{SOURCES[facts.source]}.")]
+    if facts.widened:
+        wide = f"{facts.parameters * DTYPE_BYTES[facts.dtype] / 1e6:,.1f} MB"
+        reason = f"Widened to {facts.dtype} when the bundle is written: {wide} shipped and loaded, and as fast as they"
+        smaller = "" if facts.shipped else "; --quantise int4 or int8 brings the bytes down again"
+        decisions.append(Decision(what="file", value=facts.widened, reason=f"{reason} are{smaller}."))
     if facts.known and not work.family.tested:
         reason = "Facts were read under their usual names; this family is not among those tested here."
         decisions.append(Decision(what="family", value=facts.family or "unknown", reason=reason))

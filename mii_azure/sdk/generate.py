@@ -21,6 +21,7 @@ from mii_azure.model.draft import draft_folder, require_same_vocabulary
 from mii_azure.model.folder import files_to_copy, require_vocabulary, stored_tensors
 from mii_azure.model.languages import with_languages
 from mii_azure.model.remote_code import refuse_foreign_code
+from mii_azure.model.source import local_folder
 from mii_azure.planning.merging import MergeJob
 from mii_azure.planning.plan import Plan
 from mii_azure.planning.planner import plan_spec
@@ -120,7 +121,7 @@ class _Parts:
     def _facts(self, hashes: Mapping[str, str]) -> ModelFacts:
         profile, folder = self.plan.profile, self.folder
         return ModelFacts(
-            folder.resolve().name if profile.source == "folder" and folder else profile.model,
+            expanded(profile.model).resolve().name if profile.source == "folder" else profile.model,
             profile.source in ("hub", "recorded"),
             profile.revision,
             content_hash(hashes) if folder else None,
@@ -164,7 +165,7 @@ def _model_folder(spec: Spec, plan: Plan) -> Path | None:
     if plan.profile.source == "reference":
         return None
     if plan.profile.source == "folder":
-        return expanded(spec.model)
+        return local_folder(spec.model)
     from mii_azure.model.hub import download
 
     return download(spec.model, plan.profile.revision, spec.allow_pickle, spec.trust_remote_code)

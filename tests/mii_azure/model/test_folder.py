@@ -57,7 +57,6 @@ def test_no_config(folder: Folder) -> None:
     [
         ({"adapter_config.json": "{}"}, "merge"),
         ({"modules.json": "[]"}, "0_Transformer"),
-        ({"tiny.gguf": ""}, "GGUF"),
         ({"model_index.json": "{}"}, "diffusers' save_pretrained"),
         ({"0_Transformer__config.json": "{}", "0_Transformer__model.safetensors": ""}, "0_Transformer"),
     ],
@@ -87,7 +86,6 @@ def test_config_that_is_a_list(folder: Folder) -> None:
     [
         (None, "copy the weights"),
         ("flax_model.msgpack", "another runtime's format"),
-        ("tiny.gguf", "not read here"),
         ("adapter_config.json", "give its base as the model"),
         ("model-00001-of-00002.safetensors", "restore the index"),
     ],

@@ -17,6 +17,7 @@ from mii_azure.verdict.parity import parity
 from tests.conftest import Packaged, Tiny
 from tests.published import publish
 from tests.scoring.conftest import Served
+from tests.tiny_gguf import tiny_gguf
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -107,3 +108,26 @@ def test_a_real_encoder(packaged: Packaged, tmp_path: Path) -> None:
     ]
     for wide, int8 in zip(*vectors, strict=True):
         assert 0.995 < sum(x * y for x, y in zip(wide, int8, strict=True)) < 1
+
+
+def test_gguf_is_served_as_transformers_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle of a GGUF file is found in order, and its text is what transformers makes of the file."""
+    import torch
+    import transformers
+
+    monkeypatch.setenv("MII_AZURE_MODEL_CACHE", str(tmp_path / "cache"))
+    file, bundle = tiny_gguf(tmp_path / "tiny.gguf", kind="Q4_K"), tmp_path / "bundle"
+    mii_azure.generate("text-generation", str(file), "tiny", output=bundle, instance_type="Standard_F4s_v2")
+    assert mii_azure.check(bundle) == []
+    assert "GGUF Q4_K" in (bundle / "plan.md").read_text()
+    body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 12, "do_sample": False}}
+    with InProcess(bundle) as target:
+        assert target.metadata()["optimisations"]["static_decode"] == "applied"
+        answer = json.loads(target.send(json.dumps(body)).body)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype="bfloat16")
+    torch.nn.Module.float(model)  # transformers' own refuses for what it calls a quantised model
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    inputs = tokenizer("Once upon a time", return_tensors="pt")
+    wanted = model.generate(**inputs, max_new_tokens=12, do_sample=False, pad_token_id=0)
+    text = tokenizer.decode(wanted[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    assert text and answer[0]["generated_text"].endswith(text)
