@@ -76,7 +76,7 @@ def _told(keys: tuple[str, ...], name: str, config: dict[str, Any], family: Fami
     for key in keys:
         for place in (config, nested):
             if isinstance(found := place.get(key), int) and not isinstance(found, bool):
-                return key, found
+                return key, configs.bounded(found, key)
     return None
 
 

@@ -69,10 +69,11 @@ def test_the_table_of_families_agrees_with_transformers(family: str) -> None:
     assert known.sdpa == model._supports_sdpa
     assert known.tied == config.tie_word_embeddings
     facts = profile(described(config.to_dict() | {"architectures": [model.__name__]}))
-    heads = config.num_attention_heads
-    assert (facts.hidden_size, facts.heads, facts.vocab_size) == (config.hidden_size, heads, config.vocab_size)
-    assert facts.kv_heads == getattr(config, "num_key_value_heads", heads)
-    assert facts.head_dim == getattr(config, "head_dim", getattr(config, "d_kv", config.hidden_size // heads))
+    text = config if known.kind == "encoder-decoder" else config.get_text_config()  # a wrapper's numbers are its text's
+    heads = text.num_attention_heads
+    assert (facts.hidden_size, facts.heads, facts.vocab_size) == (text.hidden_size, heads, text.vocab_size)
+    assert facts.kv_heads == getattr(text, "num_key_value_heads", heads)
+    assert facts.head_dim == getattr(text, "head_dim", getattr(text, "d_kv", text.hidden_size // heads))
 
 
 @pytest.mark.parametrize("family", [name for name, family in all_families().items() if family.kind == "encoder"])
