@@ -7,10 +7,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import httpx
 import openai
 import psutil
 import pytest
-import torch
 
 import mii_azure
 from local_runner.process.launch import LOOPBACK, Runner
@@ -26,8 +23,8 @@ from mii_azure.errors import MiiAzureError, RunnerFailed
 from mii_azure.sdk.deployment_records import LocalDeployment
 from mii_azure.sdk.running import running
 from scoring.errors import LoadError
+from tests.local_runner.http.adapter_server import KEY, PROMPT, TASK, TOKENS, Models, Server, text_by_peft
 from tests.tiny_adapters import tiny_adapter
-from tests.tiny_models import load_tiny
 from tests.waiting import until
 
 pytestmark = [
@@ -35,38 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 
-TASK, KEY = "text-generation", "a-key-of-the-tests-0123456789abcdef"
-#: Long enough for what is held of its beginning to be used again.
-PROMPT = "The house is wonderful and the old bridge over the river was closed until noon on Monday."
-TOKENS = 12
 KINDS = {"one": (), "front-ends": ("--front-ends", "2"), "replicas": ("--replicas", "2")}
 MOST, RANK = 2, 4
-
-
-@dataclass(frozen=True)
-class Models:
-    """A base, adapters of it under one root, and its bundle, which has one adapter of its own."""
-
-    base: Path
-    root: Path
-    bundle: Path
-
-    def text(self, name: str, tokens: int = TOKENS) -> str:
-        """What peft makes of the prompt with the adapter of a folder, or the base without one."""
-        return _text(self.base, self.root / name if name else None, tokens)
-
-
-@cache
-def _text(base: Path, adapter: Path | None, tokens: int) -> str:
-    import peft
-
-    model, tokenizer = load_tiny(base, TASK)
-    if adapter is not None:
-        model = peft.PeftModel.from_pretrained(model, adapter)
-    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        made = model.eval().generate(input_ids=ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    return str(tokenizer.decode(made[0][ids.shape[1] :], skip_special_tokens=True))
 
 
 @pytest.fixture(scope="module")
@@ -97,57 +64,6 @@ def models(tiny: Callable[[str, str], Path], tmp_path_factory: pytest.TempPathFa
         instance_type="Standard_D4as_v4",
     )  # fmt: skip
     return Models(base, root, bundle)
-
-
-@dataclass
-class Server:
-    """A server that takes calls, and its operator's settings."""
-
-    runner: Runner
-    settings: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.runner.http_port}"
-
-    def post(self, path: str, body: Mapping[str, Any], key: str = KEY) -> httpx.Response:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.post(self.url + path, json=body, headers=headers, timeout=120, trust_env=False)
-
-    def load(self, name: str, path: str, **more: Any) -> httpx.Response:
-        return self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path, **more})
-
-    def unload(self, name: str) -> httpx.Response:
-        return self.post("/v1/unload_lora_adapter", {"lora_name": name})
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=self.url + "/v1", api_key=KEY, max_retries=0, timeout=120)
-
-    def text(self, model: str, tokens: int = TOKENS) -> str:
-        made = self.client().completions.create(model=model, prompt=PROMPT, max_tokens=tokens, temperature=0)
-        return made.choices[0].text
-
-    def names(self) -> list[str]:
-        return [model.id for model in self.client().models.list()]
-
-    def metadata(self) -> Any:
-        return self.post("/score", {"mii_azure": "metadata"}).json()
-
-    def everywhere(self, ask: Callable[[], Any]) -> list[Any]:
-        """What several calls give, which all processes behind the port are asked by."""
-        with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(lambda _: ask(), range(8)))
-
-    def hang_up(self, settings: Mapping[str, Any]) -> str:
-        """Send SIGHUP with these settings; return what the server then says."""
-        self.settings.write_text(json.dumps(settings))
-        before = len(self._lines())
-        os.kill(self.runner.process.pid, signal.SIGHUP)
-        words = ("reloaded:", "not reloaded:")
-        return until(lambda: next((line for line in self._lines()[before:] if line.startswith(words)), ""))
-
-    def _lines(self) -> list[str]:
-        return self.runner.log.read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -306,7 +222,7 @@ def test_a_process_that_is_started_again_has_the_adapters_of_the_others(
     if kind == "one":
         pytest.skip("it is one process")
     folder = tiny_adapter(models.base, TASK, models.root / f"moved-{kind}", ("q_proj", "v_proj"), rank=4, seed=9)
-    expected = _text(models.base, folder, TOKENS)
+    expected = text_by_peft(models.base, folder, TOKENS)
     assert fresh.load("mine", folder.name).status_code == 200
     folder.rename(tmp_path / "gone")  # what is served does not depend on where it came from
     first, *others = sorted(each.pid for each in psutil.Process(fresh.runner.process.pid).children())
@@ -322,7 +238,7 @@ def test_a_process_that_is_started_again_has_the_adapters_of_the_others(
         assert fresh.load("later", "later").status_code == 400  # both places are taken
         assert fresh.unload("mine").status_code == 200
         assert fresh.load("later", "later").status_code == 200
-        assert fresh.everywhere(lambda: fresh.text("later")) == [_text(models.base, later, TOKENS)] * 8
+        assert fresh.everywhere(lambda: fresh.text("later")) == [text_by_peft(models.base, later, TOKENS)] * 8
 
 
 def test_a_folder_that_is_still_being_written_is_refused_until_it_is_whole(

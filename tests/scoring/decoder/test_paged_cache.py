@@ -1,7 +1,6 @@
 """The paged cache on a CPU: sequences whose blocks lie anywhere, are shared, full or given up."""
 
 import random
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,84 +268,100 @@ def test_64_sequences_in_a_pool_far_smaller_than_all_are_each_as_alone(
     assert decoder.tables.pool.used == 0
 
 
-@pytest.mark.parametrize("windows", [(0,), (70,), (0, 70, 70)], ids=["all", "window", "both"])
-@pytest.mark.parametrize("in_place", [False, True])
-def test_every_block_has_the_users_that_tables_say(in_place: bool, windows: tuple[int, ...]) -> None:
-    """Random sequences over the tables alone; what is found is checked against what was written into the blocks."""
-    rng = random.Random(1)
-    slots, width, groups = 6, 4, len(windows)
-    blocks = groups * (24 if in_place else 13)
-    tables = BlockTables(slots, width, blocks, in_place, windows)
-    contents: list[list[int]] = [[] for _ in range(blocks)]  # tokens that were written into each block
-    owners = [-1] * blocks  # group that each block was last written for
-    held: dict[int, list[int]] = {}
+class Written:
+    """Random sequences over block tables alone, and what was written into each block."""
 
-    def follow() -> None:
-        for source, target in tables.copies:
-            contents[target] = list(contents[source])
-            owners[target] = owners[source]
-        tables.copies.clear()
+    SLOTS, WIDTH = 6, 4
 
-    def check(slot: int) -> None:
+    def __init__(self, in_place: bool, windows: tuple[int, ...]) -> None:
+        self.random = random.Random(1)
+        self.windows = windows
+        self.blocks = len(windows) * (24 if in_place else 13)
+        self.tables = BlockTables(self.SLOTS, self.WIDTH, self.blocks, in_place, windows)
+        self.contents: list[list[int]] = [[] for _ in range(self.blocks)]  # tokens
+        self.owners = [-1] * self.blocks  # group that each block was last written for
+        self.held: dict[int, list[int]] = {}  # tokens of each open slot
+
+    def check(self, slot: int) -> None:
         """Blocks of each group that a next token sees hold the sequence's tokens."""
-        own, ids = tables._slots[slot], held[slot]
-        for group, window in enumerate(windows):
+        own, ids = self.tables._slots[slot], self.held[slot]
+        for group, window in enumerate(self.windows):
             first = max(0, len(ids) - window + 1) // BLOCK if window else 0
             assert own.past[group] <= first
             for number in range(first, -(-len(ids) // BLOCK)):
                 block, tokens = own.blocks[group][number], ids[number * BLOCK : (number + 1) * BLOCK]
-                assert (owners[block], contents[block][: len(tokens)]) == (group, tokens)
+                assert (self.owners[block], self.contents[block][: len(tokens)]) == (group, tokens)
 
-    def write(slot: int, ids: list[int]) -> None:
-        start = len(held[slot])
-        tables.reserve(slot, start + len(ids))
-        for group, own in enumerate(tables._slots[slot].blocks):
-            for at, token in enumerate(ids, start):
-                block = contents[own[at // BLOCK]]
-                del block[at % BLOCK :]
-                block.append(token)
-                owners[own[at // BLOCK]] = group
-        tables.written(slot, ids)
-        held[slot] = held[slot] + ids
-        tables.advance(slot, len(held[slot]))
-        check(slot)
-
-    def begin(slot: int) -> None:
+    def begin(self, slot: int) -> None:
+        rng = self.random
         head = [rng.randrange(2)] * rng.randrange(1, 200)
         ids = (head + [rng.randrange(4) for _ in range(250)])[: rng.randrange(20, 250)]
-        if (len(ids) // BLOCK + 2) * groups > tables.pool.available:
+        if (len(ids) // BLOCK + 2) * len(self.windows) > self.tables.pool.available:
             return
         salt = rng.choice("ab")
-        least = tables.match(ids, salt)
-        count = tables.open(slot, ids, salt)
-        follow()
+        least = self.tables.match(ids, salt)
+        count = self.tables.open(slot, ids, salt)
+        self._follow()
         assert least <= count < len(ids)
-        held[slot] = ids[:count]
-        check(slot)
-        write(slot, ids[count : count + rng.randrange(1, len(ids) - count + 1)])
+        self.held[slot] = ids[:count]
+        self.check(slot)
+        self._write(slot, ids[count : count + rng.randrange(1, len(ids) - count + 1)])
 
-    def end(slot: int) -> None:
-        ids = held.pop(slot)
-        tables.close(slot, ids if rng.random() < 0.8 else None)
+    def grow(self, slot: int) -> None:
+        if len(self.held[slot]) < self.WIDTH * BLOCK - 10 and self.tables.pool.available >= len(self.windows):
+            self._write(slot, [self.random.randrange(4)] * 10)
 
-    def grow(slot: int) -> None:
-        if len(held[slot]) < width * BLOCK - 10 and tables.pool.available >= groups:
-            write(slot, [rng.randrange(4)] * 10)
+    def end(self, slot: int) -> None:
+        ids = self.held.pop(slot)
+        self.tables.close(slot, ids if self.random.random() < 0.8 else None)
 
+    def check_users(self) -> bool:
+        """Compare the pool with what the tables of all slots say; True if a block has several users."""
+        users = [0] * self.blocks
+        for block in (block for slot in self.held for block in self.tables.blocks(slot)):
+            users[block] += 1
+        pool = self.tables.pool
+        assert [pool.users(block) for block in range(self.blocks)] == users
+        assert pool.used == sum(count > 0 for count in users)
+        assert all(block in self.tables.cache for block in range(self.blocks) if pool.is_idle(block))
+        return max(users) > 1
+
+    def _follow(self) -> None:
+        for source, target in self.tables.copies:
+            self.contents[target] = list(self.contents[source])
+            self.owners[target] = self.owners[source]
+        self.tables.copies.clear()
+
+    def _write(self, slot: int, ids: list[int]) -> None:
+        start = len(self.held[slot])
+        self.tables.reserve(slot, start + len(ids))
+        for group, own in enumerate(self.tables._slots[slot].blocks):
+            for at, token in enumerate(ids, start):
+                block = self.contents[own[at // BLOCK]]
+                del block[at % BLOCK :]
+                block.append(token)
+                self.owners[own[at // BLOCK]] = group
+        self.tables.written(slot, ids)
+        self.held[slot] = self.held[slot] + ids
+        self.tables.advance(slot, len(self.held[slot]))
+        self.check(slot)
+
+
+@pytest.mark.parametrize("windows", [(0,), (70,), (0, 70, 70)], ids=["all", "window", "both"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_every_block_has_the_users_that_tables_say(in_place: bool, windows: tuple[int, ...]) -> None:
+    """Random sequences over the tables alone; what is found is checked against what was written into the blocks."""
+    written = Written(in_place, windows)
+    rng = written.random
     counted = reused = 0
     for _ in range(2000):
-        slot = rng.randrange(slots)
-        action: Callable[[int], None] = rng.choice((end, grow, grow, begin)) if slot in held else begin
+        slot = rng.randrange(written.SLOTS)
+        actions = (written.end, written.grow, written.grow, written.begin)
+        action = rng.choice(actions) if slot in written.held else written.begin
         action(slot)
-        reused += action is begin and len(held.get(slot, ())) > BLOCK
+        reused += action == written.begin and len(written.held.get(slot, ())) > BLOCK
         if rng.random() < 0.02:
-            tables.evict(2)
-        users = [0] * blocks
-        for block in (block for slot in held for block in tables.blocks(slot)):
-            users[block] += 1
-        assert [tables.pool.users(block) for block in range(blocks)] == users
-        assert tables.pool.used == sum(count > 0 for count in users)
-        assert all(block in tables.cache for block in range(blocks) if tables.pool.is_idle(block))
-        counted += max(users) > 1
+            written.tables.evict(2)
+        counted += written.check_users()
     assert reused > 100
     assert (counted > 0) == (not in_place)
