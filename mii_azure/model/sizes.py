@@ -9,6 +9,9 @@ from mii_azure.model.families import Family, fact
 from mii_azure.model.safetensors import INPUTS, Tensor
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|block)\.(\d+)\.")
+# Parts of multimodal models that have sizes of their own, beside a text part.
+_NOT_TEXT = re.compile(r"(?:^|\.)(?:vision|visual|image|audio|speech|embed_vision|embed_audio)[a-z_]*\.")
+_TEXT = re.compile(r"(?:^|\.)(?:language_model|text_model)\.")
 _SIDES = ("encoder", "decoder")
 _SIDED = ("encoder-decoder", "speech")
 
@@ -53,6 +56,7 @@ def has_told_size(tensor: Tensor) -> bool:
 
 def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: Family) -> Iterator[str]:
     """Sentences on tensors that have other sizes than config.json tells, and on layers that it tells and none has."""
+    tensors = _of_text(tensors, config)
     for tensor in tensors:
         for size in _SIZES:
             told = _told(size.keys, tensor.name, config, family) if size.tensors.search(tensor.name) else None
@@ -65,6 +69,14 @@ def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: F
         layers = _layers(stack, config, family)
         if layers and count < layers:
             yield f"The weights have {count} layers under {stack or 'no name'}, and config.json tells of {layers}."
+
+
+def _of_text(tensors: tuple[Tensor, ...], config: dict[str, Any]) -> tuple[Tensor, ...]:
+    """Those of the text part, where config.json tells of several parts."""
+    if not configs.value(config, "text_config", dict):
+        return tensors
+    named = tuple(tensor for tensor in tensors if _TEXT.search(tensor.name))
+    return named or tuple(tensor for tensor in tensors if not _NOT_TEXT.search(tensor.name))
 
 
 def _told(keys: tuple[str, ...], name: str, config: dict[str, Any], family: Family) -> tuple[str, int] | None:

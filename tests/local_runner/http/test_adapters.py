@@ -313,7 +313,10 @@ def test_eight_callers_are_answered_while_adapters_come_and_go(
 def _is_part(pid: int) -> bool:
     from tests.fork_server import STAND_BY
 
-    return psutil.Process(pid).name() != STAND_BY
+    try:
+        return psutil.Process(pid).name() != STAND_BY
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return False
 
 
 def _parts(server: Server) -> list[int]:
