@@ -173,6 +173,7 @@ SCORING_FILES = (
     "limits/cpus.py",
     "limits/deadline.py",
     "limits/memory_shares.py",
+    "limits/short_memory.py",
     "lora/__init__.py",
     "lora/bank.py",
     "lora/loading.py",

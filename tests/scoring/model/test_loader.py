@@ -185,7 +185,15 @@ def test_a_container_of_less_memory_than_the_weights(tiny: Tiny, monkeypatch: py
     assert load(deployment, folder).model.num_parameters() > 0
 
 
-@pytest.mark.parametrize("told", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: error 12")])
+@pytest.mark.parametrize(
+    "told",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: error 12"),
+        RuntimeError("unable to mmap 269060552 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+    ],
+    ids=["python", "allocator", "mmap"],
+)
 def test_memory_that_ends_while_weights_load(told: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the allocator raises is no fault of the file: a limit on the process stands in no control group."""
     monkeypatch.setattr(transformers.AutoModelForMaskedLM, "from_pretrained", Mock(side_effect=told))
