@@ -12,8 +12,8 @@ def refuse_beyond_limit(size: Callable[[], int], dtype: str) -> None:
     limit, before = memory_limit(), held()
     if limit is not None and (needed := size()) + before > limit:
         raise OutOfMemory(
-            f"The weights take {needed / 1e9:.2f} GB as {dtype}, and libraries {before / 1e9:.2f} GB; the container may "
-            f"use {limit / 1e9:.2f} GB.",
+            f"The weights take {needed / 1e9:.2f} GB as {dtype}, and libraries {before / 1e9:.2f} GB; "
+            f"the container may use {limit / 1e9:.2f} GB.",
             f"Give it {(LOADED * needed + before) / 1e9:.1f} GB or more.",
         )
 
