@@ -66,6 +66,7 @@ SCORING_FILES = (
     "decoder/prefix_cache.py",
     "decoder/prompt_attention.py",
     "decoder/prompt_cost.py",
+    "decoder/prompt_halves.py",
     "decoder/put_off.py",
     "decoder/rank_sums.py",
     "decoder/sampler.py",
