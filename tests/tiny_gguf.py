@@ -27,12 +27,17 @@ Parts = Callable[[gguf.GGUFWriter], Iterable[str]]
 Kind = gguf.GGMLQuantizationType
 CONTEXT = 128
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-SIZES = {"hidden_size": 256, "intermediate_size": 256, "max_position_embeddings": CONTEXT, "head_dim": 64}
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "max_position_embeddings": CONTEXT,
+    "head_dim": 64,
+}
 #: GGUF's names of architectures, where transformers has another.
 NAMES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
 _INTERLEAVED = ("llama", "smollm3", "granite")
 _ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")
-_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
+_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6
 
 
 def tiny_gguf(
@@ -153,8 +158,9 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
 
 def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, kind: str, split: str) -> None:
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    types = [_CONTROL if number in special else _NORMAL for number in range(len(tokens))]
+    types = [_CONTROL if number in tokenizer.all_special_ids else _NORMAL for number in range(len(tokens))]
+    for number, token in tokenizer.added_tokens_decoder.items():
+        types[number] = _CONTROL if token.special else _OWN
     writer.add_tokenizer_model(kind)
     writer.add_tokenizer_pre(split)
     if kind == "llama":
@@ -195,7 +201,8 @@ def _saved(model: Any) -> dict[str, torch.Tensor]:
     """Weights as a checkpoint has them."""
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return load_file(Path(folder) / "model.safetensors")
+        weights: dict[str, torch.Tensor] = load_file(Path(folder) / "model.safetensors")
+        return weights
 
 
 def _stacked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

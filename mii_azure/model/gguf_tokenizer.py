@@ -12,6 +12,8 @@ from mii_azure.model.gguf_header import ORIGINAL, Header, Texts
 _BYTES, _PIECES = "gpt2", "llama"
 _CONTROL, _OWN = 3, 4  # types of tokens that are found whole in a text
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+#: Architecture whose control tokens take the spaces after them, but for these, as llama.cpp has it too.
+_STRIPS, _KEEPS = "phi3", ("<unk>", "<s>", "<|endoftext|>")
 _SPACE = "\u2581"
 
 
@@ -135,7 +137,7 @@ def _split(name: str, way: Mapping[str, Any]) -> Any:
 
 def _of_pieces(header: Header) -> Any:
     """SentencePiece's, as transformers makes it of the architecture's files."""
-    from tokenizers import decoders, pre_tokenizers
+    from tokenizers import AddedToken, decoders, pre_tokenizers
     from transformers.integrations.gguf import convert_gguf_tokenizer
 
     told: dict[str, Any] = {"tokenizer_type": _PIECES, "tokens": _texts(header, "tokens")}
@@ -143,6 +145,12 @@ def _of_pieces(header: Header) -> Any:
     if merges := _texts(header, "merges"):
         told["merges"] = merges
     core, _ = convert_gguf_tokenizer(header.architecture, told)
+    if header.architecture == _STRIPS:
+        marks = [
+            token for token, kind in zip(told["tokens"], told["token_type"] or [], strict=False) if kind == _CONTROL
+        ]
+        taken = [AddedToken(each, rstrip=True, normalized=False) for each in marks if each not in _KEEPS]
+        core.add_special_tokens(taken)
     if _told(header, "add_space_prefix") is False and isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace):
         core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=False)
         core.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -19,7 +19,7 @@ from mii_azure.model.source import resolve
 from tests.tiny_gguf import NAMES, Kind, write_gguf
 
 TEXT = "The river Aare runs through Bern, é 12345\n\n  日本 🙂 e\u0301 don't."
-_GEMMA = {"query_pre_attn_scalar": 8}
+_GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 8}
 _LONG: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
 _LONG |= {"long_factor": [1.5, 2.5, 3.5, 4.5], "short_factor": [1.0, 1.1, 1.2, 1.3]}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -27,9 +27,9 @@ _LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
 _NEAR = {"rope_type": "default", "rope_theta": 1e4}
 _SCALES = {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0}
 _SMOLLM3 = {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": None}
-_FALCON_7B = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": None}
+_FALCON_7B: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": None}
 _OF_FILES = {"model", "widened", "weight_bytes"}
-_SIX = {"num_hidden_layers": 6, "layer_types": None}
+_SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": None}
 
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": _LINEAR}),

@@ -124,6 +124,20 @@ def test_pieces_are_those_of_the_original(
     _same(ours, original)
 
 
+def test_phi3_begins_as_its_own_and_takes_the_spaces_after_its_marks(tmp_path: Path) -> None:
+    plain = tiny_tokenizers.llama(128)
+    plain.add_tokens([AddedToken("<|user|>", rstrip=True, special=True)], special_tokens=True)
+    core = plain.backend_tokenizer
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    core.pre_tokenizer = None
+    file = _file(tmp_path / "a.gguf", plain, "llama", "default", "phi3")
+    ours = tokenizer_of(read_header(file), 128)
+    ours.save_pretrained(tmp_path)
+    for each in (ours, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        for text in (*TEXTS, "<|user|>\n  Hi <|user|>"):
+            assert each(text).input_ids == plain(text).input_ids, text
+
+
 def test_pieces_without_a_space_before_a_text(tmp_path: Path) -> None:
     def parts(writer: gguf.GGUFWriter) -> None:
         writer.add_add_space_prefix(False)
