@@ -190,6 +190,22 @@ def _joint_heads(x_ptr, bias_ptr, gain_ptr, first, head, heads, N, d, other, cos
 
 
 @triton.jit
+def _normed(x_ptr, bias_ptr, gain_ptr, cos_ptr, sin_ptr, position, first, head, heads, N, d, eps, D: tl.constexpr,
+            HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr,
+            WP: tl.constexpr):  # fmt: skip
+    """Return heads of a product's row, normed and rotated: each by itself, or with WP over N numbers."""
+    other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
+                                                           INTERLEAVED, ROTARY)  # fmt: skip
+    if WP > 0:
+        x = _joint_heads(x_ptr, bias_ptr, gain_ptr, first, head, heads, N, d, other, cos, sin, eps, D, WP, ROTARY,
+                         BIAS)  # fmt: skip
+    else:
+        x = normed_heads(x_ptr, bias_ptr, (first + heads) * D, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D,
+                         ROTARY, BIAS)  # fmt: skip
+    return x
+
+
+@triton.jit
 def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
                    slots_ptr, positions_ptr, table_ptr, WIDTH, BLOCKS, eps, BLOCK: tl.constexpr,
                    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
@@ -231,14 +247,8 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
         if part == 1:
             gain_ptr = k_gain_ptr
             width = KV * D
-        other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
-                                                               INTERLEAVED, ROTARY)  # fmt: skip
-        if WP > 0:
-            x = _joint_heads(product, bias_ptr, gain_ptr, first, head, heads, width, d, other, cos, sin, eps, D, WP,
-                             ROTARY, BIAS)  # fmt: skip
-        else:
-            x = normed_heads(product, bias_ptr, base, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D, ROTARY,
-                             BIAS)  # fmt: skip
+        x = _normed(product, bias_ptr, gain_ptr, cos_ptr, sin_ptr, position, first, head, heads, width, d, eps, D, HALF,
+                    INTERLEAVED, ROTARY, BIAS, WP)  # fmt: skip
         if part == 1:
             tl.store(keys_ptr + to_cache, x, mask=here)
         else:
