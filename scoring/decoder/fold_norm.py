@@ -10,7 +10,8 @@ def normed_products(model: DecoderModel) -> list[tuple[Norm, Linear]]:
     """Norms of a model with the products that follow them."""
     pairs: list[tuple[Norm, Linear]] = []
     for layer in model.layers:
-        pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
+        products = (layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)
+        pairs += [(norm, product) for norm, product in products if norm is not None]
     return pairs if model.norm is None else [*pairs, (model.norm, model.head)]
 
 

@@ -64,6 +64,8 @@ STATIC_DECODE = Families(
         "granite",
         "llama",
         "mistral",
+        "olmo2",
+        "olmo3",
         "opt",
         "phi3",
         "qwen2",
@@ -99,6 +101,8 @@ _NOT_NATIVE = {
     "glm4": _AFTER,
     "gpt_neox": _PARALLEL,
     "gptj": _PARALLEL,
+    "olmo2": _AFTER,
+    "olmo3": _AFTER,
 }
 NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
 WORTH_ON_CPU = 2e8  # bytes of float32 weights below which caches hold them in part, and Python bounds such a step
