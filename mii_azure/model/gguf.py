@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from mii_azure.errors import NotAvailable, TokenizerMissing, WeightsCorrupt, WeightsMissing
 from mii_azure.model.folder import pickle_files, weigh
-from mii_azure.model.gguf_architectures import Architecture, Place, architecture_of, architectures, places
+from mii_azure.model.gguf_architectures import Architecture, TensorPlace, architecture_of, architectures, places
 from mii_azure.model.gguf_config import LONG, ROTARY, SHORT, config_of, number, sizes_of
-from mii_azure.model.gguf_header import COPY, ORIGINAL, Entry, Header, Texts, read_header
+from mii_azure.model.gguf_header import COPY, ORIGINAL, Entry, Header, TextList, read_header
 from mii_azure.model.gguf_tokenizer import refuse_unknown
 from mii_azure.model.resolved import WEIGHTS, Model
 from mii_azure.model.safetensors import Tensor
@@ -28,7 +28,7 @@ class GgufFile(NamedTuple):
 
     header: Header
     found: Architecture
-    placed: list[tuple[Entry, Place]]  # in the file's order
+    placed: list[tuple[Entry, TensorPlace]]  # in the file's order
     config: dict[str, Any]  # as config.json has it
     settings: dict[str, Any]  # as tokenizer_config.json has it, as far as planning reads it
     kind: str  # type that most bytes have, e.g. "Q4_K"
@@ -44,7 +44,7 @@ class GgufFile(NamedTuple):
         """Tensors as a safetensors file of the widened model has them."""
         return [each for _, place in self.placed for each in self.widened(place)]
 
-    def widened(self, place: Place) -> list[Tensor]:
+    def widened(self, place: TensorPlace) -> list[Tensor]:
         """Tensors that one becomes: many where it holds experts."""
         return [Tensor(name, _SHORT[self.dtype], shape) for name, shape in place.wide]
 
@@ -135,7 +135,7 @@ def _require_parts(header: Header) -> None:
         raise WeightsMissing(f"{name} holds no tensors, only a vocabulary.", "Give the model's own file.")
     tokenizer = header.fields.get("tokenizer.ggml.model")
     tokens = header.fields.get("tokenizer.ggml.tokens")
-    if not isinstance(tokens, Texts) or tokenizer in (None, "none", "no_vocab"):
+    if not isinstance(tokens, TextList) or tokenizer in (None, "none", "no_vocab"):
         raise TokenizerMissing(f"{name} has no vocabulary.", "Convert it again without --no-vocab.")
     refuse_unknown(header)
     for kind in {each.kind for each in header.tensors}:
@@ -163,7 +163,7 @@ def _undone(kind: Any) -> bool:
     return True
 
 
-def _placed(header: Header, found: Architecture, config: dict[str, Any]) -> list[tuple[Entry, Place]]:
+def _placed(header: Header, found: Architecture, config: dict[str, Any]) -> list[tuple[Entry, TensorPlace]]:
     """Tensors with their places, all of which fit; raises the ModelError branch."""
     file = header.file
     every = places(found, config, sizes_of(header, config), number(header, "block_count"))

@@ -45,7 +45,7 @@ class Architecture(BaseModel):
         return self.settings.get(name)
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Place of a stored tensor in transformers' model."""
 
     name: str  # with {} for an expert's number
@@ -86,7 +86,9 @@ def architecture_of(header: Header) -> Architecture | None:
     return _entry(variant) if variant else found
 
 
-def places(found: Architecture, config: Mapping[str, Any], sizes: Mapping[str, int], blocks: int) -> dict[str, Place]:
+def places(
+    found: Architecture, config: Mapping[str, Any], sizes: Mapping[str, int], blocks: int
+) -> dict[str, TensorPlace]:
     """Places of all tensors that a file of these sizes has, by GGUF's names."""
     left_out = {
         tensor
@@ -94,7 +96,7 @@ def places(found: Architecture, config: Mapping[str, Any], sizes: Mapping[str, i
         if bool(config[flag.lstrip("!")]) == flag.startswith("!")
         for tensor in tensors
     }
-    every: dict[str, Place] = {}
+    every: dict[str, TensorPlace] = {}
     for name, told in found.tensors.items():
         place = _place(told, sizes)
         if name in left_out:
@@ -116,11 +118,11 @@ def has_tensor(tensors: list[Entry], name: str) -> bool:
     return any(each.name == f"blk.0.{name}" for each in tensors)
 
 
-def _place(told: str, sizes: Mapping[str, int]) -> Place:
+def _place(told: str, sizes: Mapping[str, int]) -> TensorPlace:
     name, *words = told.split()
     undo = words.pop() if words[-1] in ("T", "row", "each", "grouped") else ""
     shape = tuple(sum(int(part) if part.isdigit() else sizes[part] for part in word.split("+")) for word in words)
-    return Place(name, shape, undo)
+    return TensorPlace(name, shape, undo)
 
 
 @cache

@@ -183,7 +183,7 @@ def _add_heads(header: Header, found: Architecture, config: dict[str, Any]) -> N
 
 
 def _add_layers(header: Header, found: Architecture, config: dict[str, Any]) -> None:
-    """What differs from layer to layer, which most files leave to the architecture."""
+    """Add what differs from layer to layer, which most files leave to the architecture."""
     blocks = range(1, number(header, "block_count") + 1) if found.full_every or found.no_rope_every else ()
     if found.full_every:
         told = header.get("attention.sliding_window_pattern") or found.full_every

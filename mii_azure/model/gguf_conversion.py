@@ -12,7 +12,7 @@ from typing import Any
 
 from mii_azure.errors import ConfigMissing
 from mii_azure.model.gguf import GgufFile, read_checkpoint
-from mii_azure.model.gguf_architectures import Place
+from mii_azure.model.gguf_architectures import TensorPlace
 from mii_azure.model.gguf_header import ORIGINAL, Entry, stored
 from mii_azure.model.gguf_tokenizer import ends_of, tokenizer_of
 from mii_azure.model.model_cache import made_once
@@ -86,9 +86,9 @@ def _write_weights(found: GgufFile, target: Path) -> None:
         (target / INDEX).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(found: GgufFile) -> Iterator[list[tuple[Entry, Place]]]:
+def _shards(found: GgufFile) -> Iterator[list[tuple[Entry, TensorPlace]]]:
     """Tensors of each weight file."""
-    shard: list[tuple[Entry, Place]] = []
+    shard: list[tuple[Entry, TensorPlace]] = []
     size = 0
     for tensor, place in found.placed:
         more = sum(each.bytes for each in found.widened(place))
@@ -100,7 +100,7 @@ def _shards(found: GgufFile) -> Iterator[list[tuple[Entry, Place]]]:
     yield shard
 
 
-def _widened(found: GgufFile, tensor: Entry, place: Place) -> Iterator[tuple[str, Any]]:
+def _widened(found: GgufFile, tensor: Entry, place: TensorPlace) -> Iterator[tuple[str, Any]]:
     """Tensors of transformers: each number times its scale in float32, in transformers' order, rounded once."""
     import torch
     from gguf.quants import dequantize

@@ -26,7 +26,7 @@ _MOST_DIMENSIONS = 4
 _USUAL_ALIGNMENT = 32
 
 
-class Texts(NamedTuple):
+class TextList(NamedTuple):
     """List of texts of a header, as bytes that are not decoded yet."""
 
     content: bytes
@@ -56,7 +56,7 @@ class Header(NamedTuple):
     """Key-values and tensors of a GGUF file."""
 
     file: Path
-    fields: Mapping[str, Any]  # numbers, texts, lists of numbers, Texts
+    fields: Mapping[str, Any]  # numbers, texts, lists of numbers, TextList
     tensors: list[Entry]
 
     def get(self, key: str) -> Any:
@@ -119,7 +119,7 @@ def _refuse_start(file: Path, start: bytes) -> None:
 
 
 class _Cursor:
-    """Place in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
+    """TensorPlace in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
 
     def __init__(self, content: mmap.mmap, at: int) -> None:
         self.content, self.at = content, at
@@ -138,14 +138,14 @@ class _Cursor:
     def text(self) -> str:
         return self.take(self.number("Q")).decode("utf-8")
 
-    def texts(self, count: int) -> Texts:
+    def texts(self, count: int) -> TextList:
         content, at, size = self.content, self.at, len(self.content)
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if at + 8 > size:
                 raise ValueError("its header goes on past its end")
             at += 8 + unpack(content, at)[0]
-        return Texts(self.take(at - self.at), count)
+        return TextList(self.take(at - self.at), count)
 
     def value(self) -> Any:
         kind = self.number("I")

@@ -7,7 +7,7 @@ from typing import Any
 
 from mii_azure.errors import NotAvailable, TokenizerMissing
 from mii_azure.hardware.skus import load_data
-from mii_azure.model.gguf_header import ORIGINAL, Header, Texts
+from mii_azure.model.gguf_header import ORIGINAL, Header, TextList
 
 _BYTES, _PIECES = "gpt2", "llama"
 _CONTROL, _OWN = 3, 4  # types of tokens that are found whole in a text
@@ -88,14 +88,14 @@ def _begins(header: Header) -> bool:
 
 
 def _way(header: Header) -> Mapping[str, Any]:
-    """How a byte-level vocabulary splits texts."""
+    """Way in which a byte-level vocabulary splits texts."""
     found: Mapping[str, Any] = load_data("gguf")["pre_tokenizers"][_told(header, "pre")]
     return found
 
 
 def _texts(header: Header, key: str) -> list[str]:
     told = _told(header, key)
-    return told.decoded() if isinstance(told, Texts) else []
+    return told.decoded() if isinstance(told, TextList) else []
 
 
 def _of_bytes(header: Header) -> Any:

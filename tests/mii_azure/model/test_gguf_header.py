@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mii_azure.errors import MiiAzureError, NotAvailable, WeightsCorrupt
-from mii_azure.model.gguf_header import Texts, numbers, read_header, stored
+from mii_azure.model.gguf_header import TextList, numbers, read_header, stored
 from mii_azure.model.source import resolve
 from tests.tiny_gguf import finish, tiny_gguf, write_gguf
 
@@ -27,7 +27,7 @@ def test_it_reads_what_ggufs_own_reader_reads(tmp_path: Path) -> None:
     header, theirs = read_header(file), gguf.GGUFReader(file)
     for name, told in header.fields.items():
         value = theirs.fields[name].contents()
-        if isinstance(told, Texts):
+        if isinstance(told, TextList):
             assert told.decoded() == value, name
         else:
             assert told == (pytest.approx(value) if isinstance(told, float) else value), name
