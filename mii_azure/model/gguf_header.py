@@ -119,7 +119,7 @@ def _refuse_start(file: Path, start: bytes) -> None:
 
 
 class _Cursor:
-    """TensorPlace in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
+    """Place in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
 
     def __init__(self, content: mmap.mmap, at: int) -> None:
         self.content, self.at = content, at
