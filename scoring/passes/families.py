@@ -64,10 +64,12 @@ STATIC_DECODE = Families(
         "granite",
         "llama",
         "mistral",
+        "mixtral",
         "opt",
         "phi3",
         "qwen2",
         "qwen3",
+        "qwen3_moe",
         "smollm3",
         "starcoder2",
     ),
@@ -89,6 +91,8 @@ WRAPPED: Mapping[str, str] = {
     "vipllava": "llama",
 }
 _AFTER = "it has norms after its blocks"
+#: Families of the static decoder whose layers hold a mixture of experts, or may.
+MIXTURES = ("mixtral", "qwen3_moe")
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
 _NOT_NATIVE = {
@@ -99,6 +103,7 @@ _NOT_NATIVE = {
     "glm4": _AFTER,
     "gpt_neox": _PARALLEL,
     "gptj": _PARALLEL,
+    **dict.fromkeys(MIXTURES, "its layers are mixtures of experts"),
 }
 NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
 WORTH_ON_CPU = 2e8  # bytes of float32 weights below which caches hold them in part, and Python bounds such a step
