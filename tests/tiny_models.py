@@ -250,6 +250,14 @@ FAMILIES: dict[str, Family] = {
         logit_scale=0.5,
     ),
     "glm4": _llama_like(tiny_tokenizers.qwen2, _CHATML, head_dim=16, partial_rotary_factor=0.5),
+    "olmo2": _llama_like(tiny_tokenizers.gpt_neox, _CHATML, attention_bias=True),
+    "olmo3": _llama_like(
+        tiny_tokenizers.gpt_neox,
+        _CHATML,
+        sliding_window=32,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_scaling={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    ),
     "t5": Family(
         "encoder-decoder",
         ("summarization", "translation"),

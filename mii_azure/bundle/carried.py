@@ -50,6 +50,7 @@ SCORING_FILES = (
     "decoder/generic/probe.py",
     "decoder/generic/torch_backend.py",
     "decoder/graphs.py",
+    "decoder/head_norms.py",
     "decoder/int4.py",
     "decoder/kv_cache.py",
     "decoder/layer_groups.py",

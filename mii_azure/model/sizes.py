@@ -72,7 +72,7 @@ def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: F
 
 
 def _of_text(tensors: tuple[Tensor, ...], config: dict[str, Any]) -> tuple[Tensor, ...]:
-    """Those of the text part, where config.json tells of several parts."""
+    """Tensors of the text part, where config.json tells of several parts."""
     if not configs.value(config, "text_config", dict):
         return tensors
     named = tuple(tensor for tensor in tensors if _TEXT.search(tensor.name))

@@ -77,7 +77,7 @@ class ExpertLaunches(RankSums):
     def experts_gemv(self, rows: int, layer: DecoderLayer, mlp: Experts) -> None:
         """Enqueue a mixture over the residual stream, of a few rows: each reads the weights of its own experts."""
         b, own, norm = self.buffers, self.experts, layer.norm2
-        assert norm.kind == "rms"  # of a LayerNorm, every expert would need constants
+        assert norm is not None and norm.kind == "rms"  # of a LayerNorm, every expert would need constants
         self.gemv("router", None, mlp.router, own.scores, rows, norm=norm)
         self._choose(rows, mlp, own.scores)
         inputs, inner = mlp.up.shape[2], mlp.inner

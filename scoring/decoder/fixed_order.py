@@ -24,7 +24,6 @@ from scoring.decoder.model import CachedModel, DecoderLayer, Linear
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.product_tile import ProductTile
 from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
-from scoring.decoder.token_rows import scatter_normed
 from scoring.kernels import fixed_order
 
 #: Returns the launch options of the next kernel.
@@ -229,7 +228,7 @@ class FixedStep(Launcher):
         if layer.attention.q_norm is None:
             super().scatter(rows, index, layer)
         else:
-            scatter_normed(self, rows, index, layer, self.tiled[3])
+            self.scatter_normed(rows, index, layer, layer.attention.qkv.bias)
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
         _product(self, self.products, x, linear, out, rows)

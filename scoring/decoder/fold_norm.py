@@ -11,7 +11,8 @@ def normed_products(model: DecoderModel) -> list[tuple[Norm, Linear]]:
     pairs: list[tuple[Norm, Linear]] = []
     for layer in model.layers:
         following = layer.mlp.router if isinstance(layer.mlp, Experts) else layer.mlp.up
-        pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, following)]
+        products = (layer.norm1, layer.attention.qkv), (layer.norm2, following)
+        pairs += [(norm, product) for norm, product in products if norm is not None]
     return pairs if model.norm is None else [*pairs, (model.norm, model.head)]
 
 

@@ -77,7 +77,8 @@ class Rotary:
 class Attention:
     """Fused QKV and output products; `per_head`: rows are ordered by head (q, k, v of head 0, then of head 1).
 
-    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows are never `per_head`.
+    `q_norm` and `k_norm`, both or neither, come before the rotation; such rows are never `per_head`. They are over D,
+    each head by itself, or if `jointly` over all heads of queries, and of keys, together.
     """
 
     qkv: Linear
@@ -87,9 +88,15 @@ class Attention:
     per_head: bool = False
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    jointly: bool = False
     rotary: Rotary | None = None
     cap: float = 0.0  # scores become cap * tanh(score / cap); 0 is none
     sinks: Tensor | None = None  # [heads], of each head the score of a key that has no value
+
+    @property
+    def by_head(self) -> bool:
+        """True if each head of queries and keys is normalised by itself."""
+        return self.q_norm is not None and not self.jointly
 
 
 @dataclass
@@ -133,13 +140,13 @@ class Experts:
 class DecoderLayer:
     """One block; `parallel` computes attention and MLP from the same input and adds both to the residual stream.
 
-    `post1` and `post2` normalise the outputs of attention and MLP before they are added; a parallel block has neither,
-    and no experts.
+    `norm1` and `norm2` normalise what attention and MLP read, unless it is the residual stream as it stands. `post1`
+    and `post2` normalise their outputs before they are added; a parallel block has neither, nor experts.
     """
 
-    norm1: Norm
+    norm1: Norm | None
     attention: Attention
-    norm2: Norm
+    norm2: Norm | None
     mlp: Mlp | Experts
     parallel: bool = False
     post1: Norm | None = None

@@ -69,8 +69,7 @@ class TorchBackend:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
-        normed = hidden if self.model.norm is None else normalize(hidden, self.model.norm)
-        return self.model.finish(self.product(normed, self.model.head))
+        return self.model.finish(self.product(normalize(hidden, self.model.norm), self.model.head))
 
     def _run(self, tokens: Tensor, attention: LayerAttention) -> Tensor:
         hidden = self._embed(tokens, attention.positions)
@@ -91,7 +90,7 @@ class TorchBackend:
 
     def _add(self, hidden: Tensor, found: Tensor, norm: Norm | None) -> Tensor:
         """Add a block's output to the residual stream, post-normalised if the block has a post norm, and scaled."""
-        found = found if norm is None else normalize(found, norm)
+        found = normalize(found, norm)
         return hidden + (found if self.model.residual_scale == 1.0 else found * self.model.residual_scale)
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
@@ -116,7 +115,7 @@ class TorchBackend:
             hidden = hidden * model.embedding_scale
         if model.positions is not None:
             hidden = hidden + functional.embedding(positions + model.position_offset, model.positions)
-        return hidden if model.embedding_norm is None else normalize(hidden, model.embedding_norm)
+        return normalize(hidden, model.embedding_norm)
 
     def _attend(self, index: int, normed: Tensor, attention: LayerAttention) -> Tensor:
         model, layer = self.model, self.model.layers[index].attention
@@ -126,7 +125,9 @@ class TorchBackend:
         else:
             sizes = [model.heads, model.kv_heads, model.kv_heads]
             q, k, v = torch.split(qkv.view(-1, sum(sizes), model.head_dim), sizes, 1)
-        if layer.q_norm is not None and layer.k_norm is not None:
+        if layer.jointly:
+            q, k = (normalize(x.flatten(1), norm).view_as(x) for x, norm in ((q, layer.q_norm), (k, layer.k_norm)))
+        else:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:
             at = rows_of(layer.rotary, attention.positions, attention.long)
@@ -163,8 +164,10 @@ class TorchBackend:
         return y if up is None else y * up
 
 
-def normalize(x: Tensor, norm: Norm) -> Tensor:
-    """Normalise x [T, E] in float32, returned in x's dtype."""
+def normalize(x: Tensor, norm: Norm | None) -> Tensor:
+    """Normalise x [T, E] in float32, returned in x's dtype; x itself without a norm."""
+    if norm is None:
+        return x
     wide = x.float()
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)

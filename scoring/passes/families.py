@@ -65,6 +65,8 @@ STATIC_DECODE = Families(
         "llama",
         "mistral",
         "mixtral",
+        "olmo2",
+        "olmo3",
         "opt",
         "phi3",
         "qwen2",
@@ -104,6 +106,8 @@ _NOT_NATIVE = {
     "gpt_neox": _PARALLEL,
     "gptj": _PARALLEL,
     **dict.fromkeys(MIXTURES, "its layers are mixtures of experts"),
+    "olmo2": _AFTER,
+    "olmo3": _AFTER,
 }
 NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
 WORTH_ON_CPU = 2e8  # bytes of float32 weights below which caches hold them in part, and Python bounds such a step

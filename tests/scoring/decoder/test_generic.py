@@ -31,8 +31,8 @@ SERVED = (
     "afmoe", "apertus", "arcee", "biogpt", "bitnet", "cohere", "ctrl", "deepseek_v2", "deepseek_v3", "dots1",
     "ernie4_5_moe", "exaone4", "flex_olmo", "glm", "glm4_moe", "gpt_bigcode", "gpt_oss", "granitemoe", "helium",
     "hunyuan_v1_moe", "jetmoe", "llama4_text", "longcat_flash", "minicpm3", "ministral3", "modernbert-decoder",
-    "nanochat", "nemotron", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phimoe", "qwen2_moe",
-    "seed_oss", "stablelm", "vaultgemma",
+    "nanochat", "nemotron", "olmo", "olmoe", "persimmon", "phi", "phimoe", "qwen2_moe", "seed_oss", "stablelm",
+    "vaultgemma",
 )  # fmt: skip
 FORCED = ("llama", "gpt2", "gemma2", "mistral", "mixtral")
 REFUSED = {

@@ -392,15 +392,15 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         record(0, SamplingParams(forbidden=(1, 2, 3, 4, 5)))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "olmo2"])
 def test_int8_weights_match_their_widened_reference(family: str, tmp_path: Path) -> None:
     compare(tiny(family, tmp_path).to(DEVICE), [3, 1], quantised="int8")
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "w4a16-rows"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt", "olmo2"])
 def test_int4_weights_are_the_stored_ones(family: str, method: str, tmp_path: Path) -> None:
-    """Norms of both kinds, gates, biases, heads in groups and heads of their own; with and without zero points."""
+    """Norms of both kinds and none, gates, biases, heads in groups and of their own; with and without zero points."""
     hf_model = tiny(family, tmp_path / "wide")
     hf_model.save_pretrained(tmp_path / "wide")
     publish(tmp_path / "wide", tmp_path / method, method)
