@@ -275,6 +275,7 @@ SCORING_FILES = (
     "tensor_parallel/__init__.py",
     "tensor_parallel/decoder.py",
     "tensor_parallel/experts.py",
+    "tensor_parallel/joint_norms.py",
     "tensor_parallel/repeated_heads.py",
     "tensor_parallel/rpc.py",
     "tensor_parallel/worker.py",

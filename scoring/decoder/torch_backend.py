@@ -126,13 +126,23 @@ class TorchBackend:
             sizes = [model.heads, model.kv_heads, model.kv_heads]
             q, k, v = torch.split(qkv.view(-1, sum(sizes), model.head_dim), sizes, 1)
         if layer.jointly:
-            q, k = (normalize(x.flatten(1), norm).view_as(x) for x, norm in ((q, layer.q_norm), (k, layer.k_norm)))
+            q, k = (self._normalize_jointly(x, norm) for x, norm in ((q, layer.q_norm), (k, layer.k_norm)))
         else:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:
             at = rows_of(layer.rotary, attention.positions, attention.long)
             q, k = self._rotate(q, at, layer.rotary), self._rotate(k, at, layer.rotary)
         return attention.attend(index, q, k, v)
+
+    def _normalize_jointly(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """Normalise x [T, heads, D] over all heads, of which each rank may have a part."""
+        if self.model.team is None or norm is None:
+            return normalize(x.flatten(1), norm).view_as(x)
+        wide = x.flatten(1).float()
+        squares = wide.square().sum(-1, keepdim=True)
+        self.model.team.sum(squares)
+        mean = squares / (wide.shape[1] * self.model.team.degree)
+        return (wide * torch.rsqrt(mean + norm.eps) * norm.gain).to(x.dtype).view_as(x)
 
     def _rotate(self, x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
         half = rotary.half

@@ -126,6 +126,9 @@ TENSOR_SLICING = Families(
         "gpt_neo",
         "gptj",
         "gpt_neox",
+        "olmo",
+        "olmo2",
+        "olmo3",
         "bert",
         "roberta",
         "distilbert",
@@ -138,7 +141,19 @@ TENSOR_SLICING = Families(
     },
 )
 #: Families whose key-value heads are repeated where slices are more: keys and values are products of their own.
-REPEATED_HEADS = ("gemma2", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+REPEATED_HEADS = (
+    "gemma2",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+)
 _STATE = "its layers keep a recurrent state beside or in place of keys and values"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"
