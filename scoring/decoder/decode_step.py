@@ -24,7 +24,7 @@ from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.head_norms import HeadNorms
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
-from scoring.decoder.model import DecoderLayer, DecoderModel, Experts, Linear, Mlp, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 from scoring.kernels import (
     decode_attention,
     decode_elementwise,
@@ -144,7 +144,7 @@ class Launcher(HeadNorms, ExpertLaunches):
             self._sum(stream[:rows])
             return
         self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
-        if isinstance(layer.mlp, Experts):
+        if isinstance(layer.mlp, Mixture):
             self.experts_gemv(rows, layer, layer.mlp)
             return
         self.up(rows, layer)
@@ -196,7 +196,7 @@ class Launcher(HeadNorms, ExpertLaunches):
         both are parts.
         """
         b, mlp = self.buffers, layer.mlp
-        if isinstance(mlp, Experts):
+        if isinstance(mlp, Mixture):
             self.experts_grouped(rows, mlp)
             return None
         self.product(b.normed, mlp.up, b.up, rows)

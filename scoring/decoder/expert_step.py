@@ -9,7 +9,7 @@ from torch import Tensor
 
 from scoring.decoder.buffers import Buffers
 from scoring.decoder.gemv_config import GemvTile, wide_tile
-from scoring.decoder.model import DecoderLayer, DecoderModel, Experts, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Norm
 from scoring.decoder.product_tile import ProductTile
 from scoring.decoder.rank_sums import RankSums
 from scoring.kernels import decode_experts
@@ -74,7 +74,7 @@ class ExpertLaunches(RankSums):
             outs=empty(choices, model.hidden),
         )
 
-    def experts_gemv(self, rows: int, layer: DecoderLayer, mlp: Experts) -> None:
+    def experts_gemv(self, rows: int, layer: DecoderLayer, mlp: Mixture) -> None:
         """Enqueue a mixture over the residual stream, of a few rows: each reads the weights of its own experts."""
         b, own, norm = self.buffers, self.experts, layer.norm2
         assert norm is not None and norm.kind == "rms"  # of a LayerNorm, every expert would need constants
@@ -99,7 +99,7 @@ class ExpertLaunches(RankSums):
         self._sum(out[:rows])
         self._open = post
 
-    def experts_grouped(self, rows: int, mlp: Experts) -> None:
+    def experts_grouped(self, rows: int, mlp: Mixture) -> None:
         """Enqueue a mixture of normed rows into y: each expert that was chosen reads its weights for all its rows."""
         b, own, hidden = self.buffers, self.experts, self.model.hidden
         self.product(b.normed, mlp.router, own.narrow, rows)
@@ -139,7 +139,7 @@ class ExpertLaunches(RankSums):
         """Compute a product of many rows."""
         raise NotImplementedError
 
-    def _choose(self, rows: int, mlp: Experts, scores: Tensor) -> None:
+    def _choose(self, rows: int, mlp: Mixture, scores: Tensor) -> None:
         own, experts = self.experts, len(mlp.up)
         decode_experts.choose[(rows,)](
             scores, own.chosen, own.shares, own.used, experts, XP=triton.next_power_of_2(experts), CHOSEN=mlp.chosen,
@@ -159,7 +159,7 @@ def tiles_of(choices: int, experts: int, rows: int) -> int:
     return choices // rows + min(experts, choices)
 
 
-def _down_tile(mlp: Experts) -> GemvTile:
+def _down_tile(mlp: Mixture) -> GemvTile:
     """Tile of the down product of single rows, which reads the weights of all chosen experts side by side."""
     sets, inputs = int(triton.next_power_of_2(mlp.chosen)), mlp.inner
     widths = (2048, 1024, 512, 256)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderLayer, DecoderModel, Experts, Linear, Mlp, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 
 
 def normed_products(model: DecoderModel) -> list[tuple[Norm, Linear]]:
     """Norms of a model with the products that follow them."""
     pairs: list[tuple[Norm, Linear]] = []
     for layer in model.layers:
-        following = layer.mlp.router if isinstance(layer.mlp, Experts) else layer.mlp.up
+        following = layer.mlp.router if isinstance(layer.mlp, Mixture) else layer.mlp.up
         products = (layer.norm1, layer.attention.qkv), (layer.norm2, following)
         pairs += [(norm, product) for norm, product in products if norm is not None]
     return pairs if model.norm is None else [*pairs, (model.norm, model.head)]

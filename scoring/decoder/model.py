@@ -110,7 +110,7 @@ class Mlp:
 
 
 @dataclass
-class Experts:
+class Mixture:
     """A mixture of gated MLPs: a row's outputs are those of the experts chosen for it, weighted and added.
 
     The router [X, E] gives each row a score by expert, and their softmax the weights: of the `chosen` highest, which
@@ -147,7 +147,7 @@ class DecoderLayer:
     norm1: Norm | None
     attention: Attention
     norm2: Norm | None
-    mlp: Mlp | Experts
+    mlp: Mlp | Mixture
     parallel: bool = False
     post1: Norm | None = None
     post2: Norm | None = None
@@ -245,9 +245,9 @@ class DecoderModel:
         return max((mlp.up.full.shape[0] for mlp in plain), default=0), max(inner)
 
     @property
-    def mixtures(self) -> list[Experts]:
+    def mixtures(self) -> list[Mixture]:
         """Experts of the layers that have any."""
-        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Experts)]
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Mixture)]
 
     @property
     def most_chosen(self) -> int:

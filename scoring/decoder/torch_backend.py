@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.long_rotary import rows_of
-from scoring.decoder.model import Activation, DecoderModel, Experts, Linear, Norm, Rotary
+from scoring.decoder.model import Activation, DecoderModel, Linear, Mixture, Norm, Rotary
 from scoring.decoder.native_step import ROWS, NativeStep
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 from scoring.decoder.torch_experts import mixture
@@ -79,7 +79,7 @@ class TorchBackend:
                 hidden = self._add(hidden, self._total(terms), layer.post1)
                 terms = []
             normed = normalize(hidden, layer.norm2)
-            if isinstance(layer.mlp, Experts):
+            if isinstance(layer.mlp, Mixture):
                 found = self._summed(mixture(normed, layer.mlp, self.product, self.activate))
             else:
                 up = self.product(normed, layer.mlp.up)

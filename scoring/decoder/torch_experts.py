@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import Activation, Experts, Linear
+from scoring.decoder.model import Activation, Linear, Mixture
 
 #: Applies a product to rows.
 Product = Callable[[Tensor, Linear], Tensor]
@@ -13,7 +13,7 @@ Product = Callable[[Tensor, Linear], Tensor]
 Activate = Callable[[Tensor, Activation, bool], Tensor]
 
 
-def mixture(x: Tensor, experts: Experts, product: Product, activate: Activate) -> Tensor:
+def mixture(x: Tensor, experts: Mixture, product: Product, activate: Activate) -> Tensor:
     """Outputs [T, E] of rows x [T, E]; each row's are added in the order of its choices, whatever other rows chose."""
     shares, chosen = choose(product(x, experts.router), experts)
     places = chosen.flatten().argsort(stable=True)
@@ -30,7 +30,7 @@ def mixture(x: Tensor, experts: Experts, product: Product, activate: Activate) -
     return total.contiguous()
 
 
-def choose(logits: Tensor, experts: Experts) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, experts: Mixture) -> tuple[Tensor, Tensor]:
     """Weights [T, chosen] in float32 and numbers of the experts that rows with these logits [T, X] choose."""
     shares, chosen = torch.softmax(logits.float(), -1).topk(experts.chosen, -1)
     return (shares / shares.sum(-1, keepdim=True) if experts.renormalised else shares), chosen

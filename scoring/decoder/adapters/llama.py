@@ -19,7 +19,7 @@ from scoring.decoder.adapters.parts import (
     rotary_tables,
     steady_rotary,
 )
-from scoring.decoder.model import Activation, Attention, DecoderLayer, DecoderModel, Experts, Linear, Mlp, Norm, Rotary
+from scoring.decoder.model import Activation, Attention, DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm, Rotary
 
 #: model_type of the families.
 FAMILIES = (
@@ -107,7 +107,7 @@ def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) 
     )
 
 
-def _mlp(module: Any, config: Any) -> Mlp | Experts:
+def _mlp(module: Any, config: Any) -> Mlp | Mixture:
     activation = ACTIVATIONS[activation_name(config)]
     if hasattr(module, "experts"):
         return _experts(module, activation)
@@ -118,11 +118,11 @@ def _mlp(module: Any, config: Any) -> Mlp | Experts:
     return Mlp(up, linear(module.down_proj), activation, gated=True)
 
 
-def _experts(module: Any, activation: Activation) -> Experts:
+def _experts(module: Any, activation: Activation) -> Mixture:
     router, experts = module.gate, module.experts
     for weight in (experts.gate_up_proj, experts.down_proj):
         weight.data = weight.data.contiguous()
-    return Experts(
+    return Mixture(
         Linear(router.weight.data),
         experts.gate_up_proj.data,
         experts.down_proj.data,
