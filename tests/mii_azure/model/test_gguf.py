@@ -25,7 +25,7 @@ from mii_azure.model import gguf_conversion
 from mii_azure.model.folder import stored_tensors
 from mii_azure.model.gguf_conversion import converted
 from mii_azure.model.source import resolve
-from tests.tiny_gguf import finish, tiny_gguf
+from tests.tiny_gguf import SIZES, finish, tiny_gguf, write_gguf
 
 TEXT = "The river Aare runs through Bern, é 12."
 
@@ -85,15 +85,11 @@ def test_numbers_that_are_not_rounded_come_back_in_several_files(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from tests.tiny_causal import tiny_causal
-    from tests.tiny_gguf import SIZES
-
-    file = tiny_gguf(tmp_path / "tiny.gguf", kind="F32", tie_word_embeddings=False)
+    file, original, _ = write_gguf(tmp_path / "tiny.gguf", "llama", tie_word_embeddings=False, **SIZES)
     monkeypatch.setattr(gguf_conversion, "SHARD_BYTES", 1_000_000)
     folder = converted(file)
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    original = tiny_causal("llama", vocab_size=loaded.config.vocab_size, tie_word_embeddings=False, **SIZES)
     for name, weight in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
 
@@ -180,7 +176,8 @@ def _odd_factors(writer: gguf.GGUFWriter) -> Iterable[str]:
         (_with(split__count=3), NotAvailable, "one part"),
         (_with(general__type="mmproj"), NotAvailable, "mmproj"),
         (_with(general__type="adapter"), NotAvailable, "adapter"),
-        (_with(llama__expert_count=8), NotAvailable, "mixture of experts"),
+        (_with(llama__expert_count=8), NotAvailable, "no place for 6 of"),
+        (_with(llama__expert_shared_count=1), NotAvailable, "llama.expert_shared_count .1., which has no place"),
         (_with(llama__rope__scaling__type="yarn"), NotAvailable, "scales its positions"),
         (_with("tokenizer.ggml.tokens"), TokenizerMissing, "no vocabulary"),
         (_with(tokenizer__ggml__model="bert"), NotAvailable, "tokenizer of the kind 'bert'"),
@@ -208,8 +205,8 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(
 
 
 def test_other_architectures_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(NotAvailable, match="'falcon'; converted are llama, qwen2, qwen3"):
-        resolve(str(_written(tmp_path / "a.gguf", "falcon", _tensor)))
+    with pytest.raises(NotAvailable, match=r"'rwkv7'; converted are llama, .*, qwen2"):
+        resolve(str(_written(tmp_path / "a.gguf", "rwkv7", _tensor)))
     with pytest.raises(NotAvailable, match="eyes or ears"):
         resolve(str(_written(tmp_path / "b.gguf", "clip", _tensor)))
     with pytest.raises(WeightsMissing, match="only a vocabulary"):
