@@ -19,11 +19,12 @@ from torch import Tensor
 from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
+from scoring.decoder.expert_step import ExpertLaunches
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.head_norms import HeadNorms
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mlp, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 from scoring.kernels import (
     decode_attention,
     decode_elementwise,
@@ -46,7 +47,7 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 
 @dataclass
-class Launcher(HeadNorms):
+class Launcher(HeadNorms, ExpertLaunches):
     """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
@@ -73,6 +74,7 @@ class Launcher(HeadNorms):
         self.far = False  # the step being enqueued splits long rows further
         spans, blocks = self.spans(picked), _CHUNK // _BLOCK
         self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
+        self.reserve_experts(self.rows)
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
         self._first = model.team is None or model.team.first
@@ -134,6 +136,7 @@ class Launcher(HeadNorms):
             self.scatter_normed(rows, index, layer, None)
         self.attention(rows, index, layer)
         if layer.parallel:
+            assert isinstance(layer.mlp, Mlp)
             self.up(rows, layer)
             stream = self._stream
             self.gemv("out", b.attended, layer.attention.out, stream, rows, add=first, biased=first, factor=factor)
@@ -141,6 +144,9 @@ class Launcher(HeadNorms):
             self._sum(stream[:rows])
             return
         self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
+        if isinstance(layer.mlp, Mixture):
+            self.experts_gemv(rows, layer, layer.mlp)
+            return
         self.up(rows, layer)
         self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
 
@@ -190,6 +196,9 @@ class Launcher(HeadNorms):
         both are parts.
         """
         b, mlp = self.buffers, layer.mlp
+        if isinstance(mlp, Mixture):
+            self.experts_grouped(rows, mlp)
+            return None
         self.product(b.normed, mlp.up, b.up, rows)
         self.activate(rows, mlp, mlp.down.full.shape[1])
         joint = layer.parallel and self.model.team is not None
@@ -231,6 +240,7 @@ class Launcher(HeadNorms):
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
         mlp, b, norm = layer.mlp, self.buffers, layer.norm2
+        assert isinstance(mlp, Mlp)
         if not mlp.gated:
             self.gemv("up", None, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return

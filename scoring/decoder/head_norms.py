@@ -25,15 +25,26 @@ class HeadNorms(RankSums):
         """Enqueue norms and rotation of heads of the fused product, which may lack its bias; write q and the cache."""
         own, model, b = layer.attention, self.model, self.buffers
         assert own.q_norm is not None
-        cache = self.state.layer(index)
+        cache, ranks = self.state.layer(index), 0 if model.team is None else model.team.degree
         together = math.gcd(model.heads, model.kv_heads, 8)
+        joint = triton.next_power_of_2(model.heads * model.head_dim) if own.jointly else 0
+        if joint and ranks:
+            self._square(rows, bias, joint)
         decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
-            b.qkv, given(bias, b.x), b.q, cache.keys, cache.values, *self._gains_of_heads(own),
+            b.qkv, given(bias, b.x), b.q, cache.keys, cache.values, *self._gains_of_heads(own), b.squares,
             *self._tables(layer), b.slots, self._fed()[2], cache.table, *self._paging(), own.q_norm.eps, BLOCK=BLOCK,
-            **self._heads(layer), DP=self.wide, BH=together, OWN=self.own, BIAS=bias is not None,
-            WP=triton.next_power_of_2(model.heads * model.head_dim) if own.jointly else 0,
-            PDL=self.pdl, num_warps=4, **self._launch(),
+            **self._heads(layer), DP=self.wide, BH=together, OWN=self.own, BIAS=bias is not None, WP=joint,
+            RANKS=ranks, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
+
+    def _square(self, rows: int, bias: Tensor | None, wide: int) -> None:
+        """Sum the squares of queries and of keys, of which each rank has a part; `wide` is at least their number."""
+        model, b = self.model, self.buffers
+        decode_prefill.squares[(rows, 2)](
+            b.qkv, given(bias, b.x), b.squares, H=model.heads, KV=model.kv_heads, D=model.head_dim,
+            BIAS=bias is not None, WP=wide, PDL=self.pdl, num_warps=4, **self._launch(),
+        )  # fmt: skip
+        self._sum(b.squares[:rows])
 
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
         raise NotImplementedError

@@ -64,12 +64,14 @@ STATIC_DECODE = Families(
         "granite",
         "llama",
         "mistral",
+        "mixtral",
         "olmo2",
         "olmo3",
         "opt",
         "phi3",
         "qwen2",
         "qwen3",
+        "qwen3_moe",
         "smollm3",
         "starcoder2",
     ),
@@ -91,6 +93,8 @@ WRAPPED: Mapping[str, str] = {
     "vipllava": "llama",
 }
 _AFTER = "it has norms after its blocks"
+#: Families of the static decoder whose layers hold a mixture of experts, or may.
+MIXTURES = ("mixtral", "qwen3_moe")
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
 _NOT_NATIVE = {
@@ -101,6 +105,7 @@ _NOT_NATIVE = {
     "glm4": _AFTER,
     "gpt_neox": _PARALLEL,
     "gptj": _PARALLEL,
+    **dict.fromkeys(MIXTURES, "its layers are mixtures of experts"),
     "olmo2": _AFTER,
     "olmo3": _AFTER,
 }
@@ -121,6 +126,9 @@ TENSOR_SLICING = Families(
         "gpt_neo",
         "gptj",
         "gpt_neox",
+        "olmo",
+        "olmo2",
+        "olmo3",
         "bert",
         "roberta",
         "distilbert",
@@ -133,7 +141,19 @@ TENSOR_SLICING = Families(
     },
 )
 #: Families whose key-value heads are repeated where slices are more: keys and values are products of their own.
-REPEATED_HEADS = ("gemma2", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+REPEATED_HEADS = (
+    "gemma2",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+)
 _STATE = "its layers keep a recurrent state beside or in place of keys and values"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"

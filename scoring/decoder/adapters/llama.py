@@ -19,16 +19,16 @@ from scoring.decoder.adapters.parts import (
     rotary_tables,
     steady_rotary,
 )
-from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp, Norm, Rotary
+from scoring.decoder.model import Activation, Attention, DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm, Rotary
 
 #: model_type of the families.
 FAMILIES = (
-    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "olmo2", "olmo3", "phi3",
-    "qwen2", "qwen3", "smollm3", "starcoder2",
+    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3",
+    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 _OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus its weight
 _ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
-_SAME_WINDOW = ("mistral", "phi3", "starcoder2")  # one window for all layers, in the config
+_SAME_WINDOW = ("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2")  # one window for all layers, in the config
 _INTERLEAVED = ("cohere2", "glm4")  # neighbouring elements form the rotated pairs
 _POST_ONLY = ("olmo2", "olmo3")  # their blocks have norms after attention and MLP alone
 _JOINT = _POST_ONLY  # their norms of queries and keys are over all heads together
@@ -107,13 +107,29 @@ def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) 
     )
 
 
-def _mlp(module: Any, config: Any) -> Mlp:
+def _mlp(module: Any, config: Any) -> Mlp | Mixture:
     activation = ACTIVATIONS[activation_name(config)]
+    if hasattr(module, "experts"):
+        return _experts(module, activation)
     if hasattr(module, "c_fc"):  # Starcoder 2
         return Mlp(linear(module.c_fc), linear(module.c_proj), activation)
     fused = getattr(module, "gate_up_proj", None)
     up = linear(fused) if fused is not None else linear(module.gate_proj, module.up_proj)
     return Mlp(up, linear(module.down_proj), activation, gated=True)
+
+
+def _experts(module: Any, activation: Activation) -> Mixture:
+    router, experts = module.gate, module.experts
+    for weight in (experts.gate_up_proj, experts.down_proj):
+        weight.data = weight.data.contiguous()
+    return Mixture(
+        Linear(router.weight.data),
+        experts.gate_up_proj.data,
+        experts.down_proj.data,
+        activation,
+        int(router.top_k),
+        bool(getattr(router, "norm_topk_prob", True)),
+    )
 
 
 def _norm(module: Any, config: Any) -> Norm:

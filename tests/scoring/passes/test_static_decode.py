@@ -57,17 +57,17 @@ def test_refusals_name_their_reason(facts: Facts, hardware: Hardware, reason: st
 
 def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
     """Its products are not quantised, its slices are served."""
-    mixtral = replace(FACTS, family="mixtral", weight_bytes=4 * FACTS.parameters)
-    decision = StaticDecode().applies(mixtral, CPU, LATENCY)
+    other = replace(FACTS, family="qwen2_moe", weight_bytes=4 * FACTS.parameters)
+    decision = StaticDecode().applies(other, CPU, LATENCY)
     assert decision.take
     assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
-    assert StaticDecode().applies(replace(mixtral, weight_bytes=10**9), H100, LATENCY).take
-    assert StaticDecode().applies(replace(mixtral, family="gpt_oss"), CPU, LATENCY).take
+    assert StaticDecode().applies(replace(other, weight_bytes=10**9), H100, LATENCY).take
+    assert StaticDecode().applies(replace(other, family="gpt_oss"), CPU, LATENCY).take
     assert (
-        "mixtral are transformers' own"
-        in WeightOnly(StaticDecode(tier="generic")).applies(mixtral, H100, LATENCY).reason
+        "qwen2_moe are transformers' own"
+        in WeightOnly(StaticDecode(tier="generic")).applies(other, H100, LATENCY).reason
     )
-    sliced = StaticDecode(slicing=TensorParallel(2), tier="generic").applies(mixtral, replace(H100, gpus=2), LATENCY)
+    sliced = StaticDecode(slicing=TensorParallel(2), tier="generic").applies(other, replace(H100, gpus=2), LATENCY)
     assert sliced.take
     assert sliced.reason.endswith("on each of 2 GPUs")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
 from scoring.distributed.tp_group import TensorParallelGroup
 
 
@@ -23,13 +23,28 @@ def _cut_layer(model: DecoderModel, layer: DecoderLayer, team: TensorParallelGro
     attention, mlp, d = layer.attention, layer.mlp, model.head_dim
     whole = [3 * model.heads * d] if attention.per_head else [model.heads * d, model.kv_heads * d, model.kv_heads * d]
     inner = mlp.down.weight.shape[1]
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    if attention.jointly:
+        q_norm, k_norm = _own(q_norm, team), _own(k_norm, team)
     return replace(
         layer,
-        attention=replace(attention, qkv=_rows(attention.qkv, whole, team), out=_columns(attention.out, team)),
+        attention=replace(
+            attention,
+            qkv=_rows(attention.qkv, whole, team),
+            out=_columns(attention.out, team),
+            q_norm=q_norm,
+            k_norm=k_norm,
+        ),
         mlp=replace(
             mlp, up=_rows(mlp.up, [inner, inner] if mlp.gated else [inner], team), down=_columns(mlp.down, team)
         ),
     )
+
+
+def _own(norm: Norm | None, team: TensorParallelGroup) -> Norm:
+    """This rank's gains of a norm over all heads."""
+    assert norm is not None
+    return replace(norm, gain=norm.gain.chunk(team.degree)[team.rank])
 
 
 def _rows(linear: Linear, blocks: list[int], team: TensorParallelGroup) -> Linear:
