@@ -51,14 +51,17 @@ def tiny_gguf(
 
 
 def write_gguf(
-    path: Path, family: str, kind: str = "F32", parts: Parts | None = None, **changes: Any
+    path: Path, family: str, kind: str = "F32", parts: Parts | None = None, split: int = 0, **changes: Any
 ) -> tuple[Path, Any, PreTrainedTokenizerBase]:
-    """Write a model as `tiny_gguf` does, as small as `tiny_causal` makes it; file, model and tokenizer."""
+    """Write a model as `tiny_gguf` does, as small as `tiny_causal` makes it; file, model and tokenizer.
+
+    With `split` it becomes parts of so many tensors, whose names gguf derives from the path's.
+    """
     tokenizer, vocabulary = tokenizer_of(family)
     numbers = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     model = tiny_causal(family, **({"vocab_size": len(tokenizer)} | numbers | changes))
     architecture = NAMES.get(family, family)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     write_settings(writer, model.config, architecture)
     write_vocabulary(writer, tokenizer, *vocabulary)
     write_weights(writer, model, Kind[kind], architecture)

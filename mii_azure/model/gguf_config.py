@@ -61,7 +61,8 @@ def config_of(header: Header, found: Architecture) -> dict[str, Any]:
                 f"{header.file.name} has {header.architecture}.{key} {_shown(told)}; read is {found.fixed[name]}.",
                 ORIGINAL,
             )
-    for key in (*_SIZES.values(), "block_count", "attention.head_count", *found.required):
+    epsilons = (key for key in found.settings if key.endswith("_epsilon"))
+    for key in (*_SIZES.values(), "block_count", "attention.head_count", *epsilons, *found.required):
         if header.get(key) is None:
             raise _unusual(header, f"they have no {header.architecture}.{key}")
     if "attention.head_count_kv" in found.settings:

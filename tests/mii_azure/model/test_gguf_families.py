@@ -135,6 +135,8 @@ def _without(*names: str) -> Callable[[gguf.GGUFWriter], Iterable[str]]:
     [
         ("gemma2", _without("gemma2.attention.sliding_window"), "have no gemma2.attention.sliding_window"),
         ("phi3", _without("phi3.attention.sliding_window"), "have no phi3.attention.sliding_window"),
+        ("granite", _without("granite.logit_scale"), "have no granite.logit_scale"),
+        ("qwen2", _without("qwen2.attention.layer_norm_rms_epsilon"), "have no qwen2.attention.layer_norm_rms_epsilon"),
         ("phi3", _set(phi3__rope__scaling__type=2), "scales its positions"),
         ("qwen2", _set(qwen2__attention__scale=0.5), "qwen2.attention.scale .0.5., which has no place"),
         ("qwen2", _set(qwen2__attention__causal=False), "is no decoder"),

@@ -37,7 +37,7 @@ def test_it_reads_what_ggufs_own_reader_reads(tmp_path: Path) -> None:
     for ours, other in zip(header.tensors, theirs.tensors, strict=True):
         assert (ours.name, ours.kind, ours.at) == (other.name, other.tensor_type, other.data_offset)
         assert ours.shape == tuple(reversed(other.shape.tolist()))
-        assert np.array_equal(stored(file, ours), other.data)
+        assert np.array_equal(stored(ours), other.data)
 
 
 def test_numbers_are_the_shortest_that_are_stored_so(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_numbers_are_the_shortest_that_are_stored_so(tmp_path: Path) -> None:
     finish(writer)
     header = read_header(tmp_path / "a.gguf")
     assert header.get("attention.layer_norm_rms_epsilon") == 1e-6 and header.get("few") == [1, 2]
-    assert numbers(header.file, header.tensors[0]) == [1.1, 2.0]
+    assert numbers(header.tensors[0]) == [1.1, 2.0]
 
 
 def _version(number: int, order: str = "<") -> Callable[[bytes], bytes]:
