@@ -64,7 +64,7 @@ def test_tiny_tokenizer_is_the_familys_own(tiny: Tiny, name: str) -> None:
     decoded = tokenizer.decode(tokenizer(TEXTS[1])["input_ids"], skip_special_tokens=True)
     accents = "Anna Müller lives in Zürich!" if "Mü" in decoded else "anna muller lives in zurich!"
     assert decoded.strip() == accents
-    assert (tokenizer.pad_token is None) == (name in {"gpt2", "gpt_neo", "gptj", "llama", "mistral", "phi3"})
+    assert (tokenizer.pad_token is None) == (name in {"gpt2", "gpt_neo", "gptj", "llama", "mistral", "mixtral", "phi3"})
     masked = {"gemma", "gemma2", "gemma3_text", "bart"}
     assert (tokenizer.mask_token is not None) == (family.kind == "encoder" or name in masked)
 

@@ -1,19 +1,24 @@
-"""Tiny GGUF files of random models by gguf's own writer; K-quants, which it does not make, are random blocks."""
+"""Tiny GGUF files of random models by gguf's own writer, with llama.cpp's names and its changes of the weights.
+
+K-quants, which gguf does not make, are random blocks.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
 from gguf.quants import quantize
+from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
-from transformers.modeling_gguf_pytorch_utils import TensorProcessor, get_gguf_hf_weights_map
 
 from tests import tiny_tokenizers
 from tests.tiny_causal import tiny_causal
@@ -22,7 +27,17 @@ Parts = Callable[[gguf.GGUFWriter], Iterable[str]]
 Kind = gguf.GGMLQuantizationType
 CONTEXT = 128
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-SIZES = {"hidden_size": 256, "intermediate_size": 256, "max_position_embeddings": CONTEXT, "head_dim": 64}
+SIZES: dict[str, Any] = {
+    "hidden_size": 256,
+    "intermediate_size": 256,
+    "max_position_embeddings": CONTEXT,
+    "head_dim": 64,
+}
+#: GGUF's names of architectures, where transformers has another.
+NAMES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
+_INTERLEAVED = ("llama", "smollm3", "granite")
+_ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")
+_NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6
 
 
 def tiny_gguf(
@@ -32,17 +47,39 @@ def tiny_gguf(
 
     `parts` adds metadata and tensors of its own; what it returns are the names of metadata that stay out.
     """
-    make = tiny_tokenizers.llama if family == "llama" else tiny_tokenizers.qwen2
-    tokenizer = make(CONTEXT)
-    model = tiny_causal(family, vocab_size=len(tokenizer), **(SIZES | changes))
-    writer = gguf.GGUFWriter(path, family)
-    write_settings(writer, model.config, family)
-    write_vocabulary(writer, tokenizer, "llama" if family == "llama" else "gpt2")
-    write_weights(writer, model, Kind[kind], family)
+    return write_gguf(path, family, kind, parts, **(SIZES | changes))[0]
+
+
+def write_gguf(
+    path: Path, family: str, kind: str = "F32", parts: Parts | None = None, split: int = 0, **changes: Any
+) -> tuple[Path, Any, PreTrainedTokenizerBase]:
+    """Write a model as `tiny_gguf` does, as small as `tiny_causal` makes it; file, model and tokenizer.
+
+    With `split` it becomes parts of so many tensors, whose names gguf derives from the path's.
+    """
+    tokenizer, vocabulary = tokenizer_of(family)
+    numbers = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    model = tiny_causal(family, **({"vocab_size": len(tokenizer)} | numbers | changes))
+    architecture = NAMES.get(family, family)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
+    write_settings(writer, model.config, architecture)
+    write_vocabulary(writer, tokenizer, *vocabulary)
+    write_weights(writer, model, Kind[kind], architecture)
     for left_out in parts(writer) if parts else ():
         del writer.kv_data[0][left_out]
     finish(writer)
-    return path
+    return path, model, tokenizer
+
+
+def tokenizer_of(family: str) -> tuple[PreTrainedTokenizerBase, tuple[str, str]]:
+    """Tokenizer of a family, with GGUF's names of its kind and of the way it splits texts."""
+    if family.startswith("gemma"):
+        return tiny_tokenizers.gemma(CONTEXT), ("llama", "default")
+    if family in ("llama", "mixtral", "phi3"):
+        return tiny_tokenizers.llama(CONTEXT), ("llama", "default")
+    if family == "gpt2":
+        return tiny_tokenizers.gpt2(CONTEXT), ("gpt2", "gpt-2")
+    return tiny_tokenizers.qwen2(CONTEXT), ("gpt2", "qwen2")
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
@@ -52,61 +89,152 @@ def finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def write_settings(writer: gguf.GGUFWriter, config: Any, family: str) -> None:
+def write_settings(writer: gguf.GGUFWriter, config: Any, architecture: str) -> None:
+    told = config.to_dict()
+    width = told.get("head_dim") or config.hidden_size // config.num_attention_heads
+    rotary = told.get("rope_parameters") or {}
+    rotary = rotary.get("full_attention", rotary)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
+    ffn = [told.get(name) for name in ("intermediate_size", "ffn_hidden_size", "n_inner")]
+    writer.add_feed_forward_length(next(filter(None, ffn), 4 * config.hidden_size))
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if family != "qwen2":  # whose heads are as wide as the model is
-        writer.add_key_length(config.head_dim)
-        writer.add_rope_dimension_count(config.head_dim)
+    if groups := _groups(config):
+        writer.add_head_count_kv(groups)
+    epsilon = {name: told.get(name) for name in ("layer_norm_epsilon", "norm_epsilon", "layer_norm_eps", "norm_eps")}
+    if (rms := told.get("rms_norm_eps")) is not None:
+        writer.add_layer_norm_rms_eps(rms)
+    else:
+        writer.add_layer_norm_eps(next(each for each in epsilon.values() if each is not None))
+    if architecture not in ("falcon", "gpt2", "gemma", "gemma2"):
+        writer.add_rope_freq_base(rotary["rope_theta"])
+    if told.get("head_dim"):
+        writer.add_key_length(width)
+        writer.add_value_length(width)
+    if "partial_rotary_factor" in rotary or architecture in (*_INTERLEAVED, "phi3"):
+        writer.add_rope_dimension_count(int(width * rotary.get("partial_rotary_factor", 1)))
+    _write_own(writer, config, architecture, rotary)
 
 
-def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, kind: str) -> None:
+def _groups(config: Any) -> int:
+    """Heads of keys and values; 0 where a configuration does not have them apart."""
+    told = config.to_dict()
+    if told.get("multi_query") and not told["new_decoder_architecture"]:
+        return 1
+    return int(told.get("num_key_value_heads") or told.get("num_kv_heads") or 0)
+
+
+def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: dict[str, Any]) -> None:
+    """What only some architectures have."""
+    if architecture in ("gemma2", "gemma3"):
+        writer.add_sliding_window(config.sliding_window)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if architecture == "phi3":
+        writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+        writer.add_sliding_window(config.sliding_window or 0)
+        for name in ("long", "short"):
+            if f"{name}_factor" in rotary:
+                factors = np.array(rotary[f"{name}_factor"], np.float32)
+                writer.add_tensor(f"rope_factors_{name}.weight", factors)
+    if architecture == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    if rotary.get("rope_type") in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rotary["rope_type"]))
+        writer.add_rope_scaling_factor(rotary["factor"])
+    if rotary.get("rope_type") == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+    told = config.to_dict()
+    if experts := told.get("num_local_experts") or told.get("num_experts"):
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if told.get("moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if told.get("shared_expert_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, kind: str, split: str) -> None:
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    types = [_CONTROL if number in tokenizer.all_special_ids else _NORMAL for number in range(len(tokens))]
+    for number, token in tokenizer.added_tokens_decoder.items():
+        types[number] = _CONTROL if token.special else _OWN
     writer.add_tokenizer_model(kind)
-    if kind == "gpt2":
-        writer.add_tokenizer_pre("qwen2")
+    writer.add_tokenizer_pre(split)
+    if kind == "llama":
+        writer.add_token_scores([-float(number) for number in range(len(tokens))])
+        types = [_BYTE if re.fullmatch("<0x..>", each) else own for each, own in zip(tokens, types, strict=True)]
+        types[tokens.index("<unk>")] = _UNKNOWN
+    else:
+        merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+        writer.add_token_merges([" ".join(each) for each in merges])
     writer.add_token_list(tokens)
-    writer.add_token_types([3 if number in special else 1 for number in range(len(tokens))])
-    writer.add_token_scores([-float(number) for number in range(len(tokens))])
-    merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
-    writer.add_token_merges([" ".join(each) for each in merges])
+    writer.add_token_types(types)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     if tokenizer.bos_token_id is not None:
         writer.add_bos_token_id(tokenizer.bos_token_id)
     writer.add_chat_template(TEMPLATE)
 
 
-def write_weights(writer: gguf.GGUFWriter, model: Any, kind: gguf.GGMLQuantizationType, family: str) -> None:
-    names = {theirs: ours for ours, theirs in get_gguf_hf_weights_map(model, TensorProcessor()).items()}
+def write_weights(writer: gguf.GGUFWriter, model: Any, kind: gguf.GGMLQuantizationType, architecture: str) -> None:
+    arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     stored = np.random.default_rng(7)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+    for name, tensor in _stacked(_saved(model)).items():
+        stem, _, suffix = name.rpartition(".")
+        found = names.get_name(stem)
+        assert found, name
+        weight = _changed(tensor, name, model.config, architecture).float().contiguous()
+        if weight.ndim == 1 or found.endswith(("ffn_gate_inp", "position_embd")):
+            writer.add_tensor(f"{found}.{suffix}", weight.numpy())
             continue
-        if tensor.ndim == 1:
-            writer.add_tensor(names[name], tensor.numpy())
-            continue
-        weight = _interleaved(tensor, name, model.config) if family == "llama" else tensor
         try:
-            data = quantize(weight.float().numpy(), kind)
+            data = quantize(weight.numpy(), kind)
         except NotImplementedError:
             data = _blocks(weight.shape, kind, stored)
-        writer.add_tensor(names[name], data, raw_dtype=kind)
+        writer.add_tensor(f"{found}.{suffix}", data, raw_dtype=kind)
 
 
-def _interleaved(tensor: torch.Tensor, name: str, config: Any) -> torch.Tensor:
-    """Queries and keys in the order that llama.cpp's own conversion gives them."""
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-    if heads is None:
-        return tensor
-    halves = tensor.view(heads, 2, -1, tensor.shape[1])
-    return halves.transpose(1, 2).reshape(tensor.shape)
+def _saved(model: Any) -> dict[str, torch.Tensor]:
+    """Weights as a checkpoint has them."""
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        weights: dict[str, torch.Tensor] = load_file(Path(folder) / "model.safetensors")
+        return weights
+
+
+def _stacked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights with all experts of a layer in one."""
+    found: dict[str, Any] = {}
+    for name in sorted(weights, key=lambda each: [int(part) if part.isdigit() else -1 for part in each.split(".")]):
+        merged = re.sub(r"^model\.(layers\.\d+\.)block_sparse_moe\.experts", r"\1feed_forward.experts", name)
+        merged = re.sub(r"experts\.\d+\.", "experts.", merged)
+        found.setdefault(merged, []).append(weights[name])
+    return {name: torch.stack(each) if ".experts." in name else each[0] for name, each in found.items()}
+
+
+def _changed(tensor: torch.Tensor, name: str, config: Any, architecture: str) -> torch.Tensor:
+    """Weights as llama.cpp's own conversion changes them."""
+    part = name.split(".")[-2]
+    if architecture in _INTERLEAVED and part in ("q_proj", "k_proj"):
+        heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
+        return tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+    if architecture in _ONE_MORE and name.endswith("norm.weight"):
+        return tensor + 1
+    if architecture == "gpt2" and part in ("c_attn", "c_proj", "c_fc") and tensor.ndim == 2:
+        return tensor.T
+    if part == "query_key_value":
+        heads, groups = config.num_attention_heads, _groups(config)
+        width, hidden = config.hidden_size // heads, config.hidden_size
+        parts = tensor.view(groups, heads // groups + 2, width, hidden)
+        kinds = parts[:, :-2], parts[:, [-2]], parts[:, [-1]]
+        return torch.cat([each.reshape(-1, hidden) for each in kinds])
+    return tensor
 
 
 def _blocks(shape: Any, kind: gguf.GGMLQuantizationType, random: np.random.Generator) -> np.ndarray:

@@ -6,17 +6,19 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import partial
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from mii_azure.errors import TokenizerMissing
-from mii_azure.model.gguf import GgufFile, processor, read_checkpoint
+from mii_azure.errors import ConfigMissing
+from mii_azure.model.gguf import GgufFile, read_checkpoint
+from mii_azure.model.gguf_architectures import TensorPlace
+from mii_azure.model.gguf_header import ORIGINAL, Entry, stored
+from mii_azure.model.gguf_tokenizer import ends_of, tokenizer_of
 from mii_azure.model.model_cache import made_once
 from mii_azure.model.resolved import INDEX, WEIGHTS
-from mii_azure.model.safetensors import Tensor
 
-REVISION = 1  # raise it when something else is written: the old folders are then left aside
+REVISION = 2  # raise it when something else is written: the old folders are then left aside
 SHARD_BYTES = 2_000_000_000
 
 
@@ -24,46 +26,42 @@ def converted(file: Path) -> Path:
     """Folder of a GGUF file's model in 16 bits (float32 if it is), made at the first call; never write into it.
 
     In memory are one tensor in float32 and one file of 2 GB. Raises what reading the header raises, TokenizerMissing
-    for a vocabulary that transformers does not convert, and PackagedModelError for a cache that cannot be written.
+    for a vocabulary that makes no tokenizer, ConfigMissing for metadata that make no configuration of transformers,
+    and PackagedModelError for a cache that cannot be written.
     """
     import transformers
 
     found = read_checkpoint(file)
-    with file.open("rb") as opened:
-        digest = file_digest(opened, "sha256").hexdigest()
-    name = f"gguf-{digest[:32]}-t{transformers.__version__}-r{REVISION}"
+    name = f"gguf-{_digest(found.header.files)[:32]}-t{transformers.__version__}-r{REVISION}"
     return made_once(name, name, partial(_fill, found))
 
 
+def _digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of a file, or of its parts' one after the other."""
+    digests = []
+    for file in files:
+        with file.open("rb") as opened:
+            digests.append(file_digest(opened, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
 def _fill(found: GgufFile, draft: Path) -> None:
-    """Write tokenizer, weights and config.json into draft/model."""
-    target = draft / "model"
-    target.mkdir()
-    _write_tokenizer(found, target)
+    """Write the folder as draft/model, and tell what it costs."""
     wide = sum(each.bytes for each in found.wide)
-    before = found.file.stat().st_size
     sys.stderr.write(
         f"Widening {found.file.name} from {found.kind} to {found.dtype}:"
-        f" {before / 1e6:,.1f} MB become {wide / 1e6:,.1f} MB\n"
+        f" {found.bytes / 1e6:,.1f} MB become {wide / 1e6:,.1f} MB\n"
     )
     sys.stderr.flush()
-    _write_weights(found, target)
+    (draft / "model").mkdir()
+    write_folder(found, draft / "model")
+
+
+def write_folder(found: GgufFile, target: Path) -> None:
+    """Write config.json, tokenizer and weights into an empty folder; see `converted` for what is raised."""
     _write_config(found, target)
-
-
-def _write_tokenizer(found: GgufFile, target: Path) -> None:
-    from transformers import AutoTokenizer
-
-    file = found.file
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    except Exception as error:  # whatever a vocabulary provokes in transformers and tokenizers
-        raise TokenizerMissing(
-            f"transformers does not convert the vocabulary of {file.name}: {error}.",
-            "Give the model that it was made from, as a Hugging Face folder or hub id.",
-        ) from error
-    tokenizer.model_max_length = found.config["max_position_embeddings"]
-    tokenizer.save_pretrained(target)
+    tokenizer_of(found.header, found.settings["model_max_length"]).save_pretrained(target)
+    _write_weights(found, target)
 
 
 def _write_config(found: GgufFile, target: Path) -> None:
@@ -71,8 +69,16 @@ def _write_config(found: GgufFile, target: Path) -> None:
 
     text = json.dumps(found.config, ensure_ascii=False, indent=2, sort_keys=True)
     (target / "config.json").write_text(text + "\n", encoding="utf-8")
-    config = AutoConfig.from_pretrained(target, local_files_only=True)
-    GenerationConfig.from_model_config(config).save_pretrained(target)
+    try:
+        config = AutoConfig.from_pretrained(target, local_files_only=True)
+        generation = GenerationConfig.from_model_config(config)
+    except Exception as error:  # whatever the metadata's values provoke in transformers
+        raise ConfigMissing(
+            f"The metadata of {found.file.name} describe no model of transformers: {error}.", ORIGINAL, str(found.file)
+        ) from error
+    if ends := ends_of(found.header):
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    generation.save_pretrained(target)
 
 
 def _write_weights(found: GgufFile, target: Path) -> None:
@@ -82,31 +88,59 @@ def _write_weights(found: GgufFile, target: Path) -> None:
     index: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file({wide.name: _widened(found, each) for each, wide in shard}, target / name, {"format": "pt"})
-        index |= {wide.name: name for _, wide in shard}
+        wide = dict(each for tensor, place in shard for each in _widened(found, tensor, place))
+        save_file(wide, target / name, {"format": "pt"})
+        index |= dict.fromkeys(wide, name)
     if len(shards) > 1:
         told = {"metadata": {"total_size": sum(each.bytes for each in found.wide)}, "weight_map": index}
         (target / INDEX).write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(found: GgufFile) -> Iterator[list[tuple[Any, Tensor]]]:
-    """Tensors of each weight file, as they are and as they become."""
-    shard: list[tuple[Any, Tensor]] = []
+def _shards(found: GgufFile) -> Iterator[list[tuple[Entry, TensorPlace]]]:
+    """Tensors of each weight file."""
+    shard: list[tuple[Entry, TensorPlace]] = []
     size = 0
-    for each, wide in zip(found.tensors, found.wide, strict=True):
-        if shard and size + wide.bytes > SHARD_BYTES:
+    for tensor, place in found.placed:
+        more = sum(each.bytes for each in found.widened(place))
+        if shard and size + more > SHARD_BYTES:
             yield shard
             shard, size = [], 0
-        shard.append((each, wide))
-        size += wide.bytes
+        shard.append((tensor, place))
+        size += more
     yield shard
 
 
-def _widened(found: GgufFile, tensor: Any) -> Any:
-    """Tensor of transformers: the stored number times its scale in float32, in transformers' order, rounded once."""
+def _widened(found: GgufFile, tensor: Entry, place: TensorPlace) -> Iterator[tuple[str, Any]]:
+    """Tensors of transformers: each number times its scale in float32, in transformers' order, rounded once."""
     import torch
     from gguf.quants import dequantize
 
-    order = processor(found.architecture, found.config)
-    weights = order.process(dequantize(tensor.data, tensor.tensor_type), tensor.name).weights
-    return torch.from_numpy(weights.copy()).to(getattr(torch, found.dtype)).contiguous()
+    data, dtype = stored(tensor), getattr(torch, found.dtype)
+    parts = data if place.undo == "each" else [data]
+    for (name, shape), part in zip(place.wide, parts, strict=True):
+        weights = _in_order(found, tensor.name, place.undo, dequantize(part, tensor.kind))
+        yield name, torch.from_numpy(weights.reshape(shape).copy()).to(dtype).contiguous()
+
+
+def _in_order(found: GgufFile, name: str, undo: str, weights: Any) -> Any:
+    """Numbers of a tensor in transformers' order, by transformers' own undoer where the architecture has one."""
+    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
+
+    if undo == "T":
+        return weights.T
+    if undo == "grouped":
+        return _grouped(weights, found.config)
+    if not found.found.undo:
+        return weights
+    return TENSOR_PROCESSORS[found.found.undo](config=found.config).process(weights, name).weights
+
+
+def _grouped(weights: Any, config: dict[str, Any]) -> Any:
+    """Falcon's order: of each group its queries, a key and a value, which are stored one kind after another."""
+    import numpy as np
+
+    heads, groups = config["num_attention_heads"], config["num_kv_heads"]
+    width = weights.shape[0] // (heads + 2 * groups)
+    queries, keys, values = np.split(weights, [heads * width, (heads + groups) * width])
+    parts = queries.reshape(groups, -1, weights.shape[1]), keys.reshape(groups, width, -1)
+    return np.concatenate([*parts, values.reshape(groups, width, -1)], axis=1).reshape(weights.shape)

@@ -15,7 +15,15 @@ from mii_azure.planning import latency
 from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
-from scoring.passes.families import CPU_STACK, FUSED_ENCODER, NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
+from scoring.passes.families import (
+    CPU_STACK,
+    FUSED_ENCODER,
+    MIXTURES,
+    NATIVE_STEP,
+    WORTH_ON_CPU,
+    decoder_tier,
+    text_family,
+)
 
 #: measured: constants of this card; scaled: of another, by the data sheets; assumed: a share of the floor's speed.
 Basis = Literal["measured", "scaled", "assumed"]
@@ -53,8 +61,15 @@ def runner(work: Work, placed: Fit, rows: int) -> str:
         name = "diffusion"
     else:
         tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
+        if _unmeasured(work):
+            tier = tier and "generic"
         name = decoder_runner(tier, rows, work.profile.shipped) if tier else ""
     return name if name in speeds() else ""
+
+
+def _unmeasured(work: Work) -> bool:
+    """Return True for experts in the fused tier, whose steps are taken to be as the generic tier's were measured."""
+    return text_family(work.profile.family) in MIXTURES
 
 
 def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
@@ -137,7 +152,7 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
     name = runner(work, placed, rows)
     if not name:
         return "assumed"
-    gpu = placed.sku.gpu
+    gpu = None if _unmeasured(work) else placed.sku.gpu
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
 
 

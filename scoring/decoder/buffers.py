@@ -17,6 +17,7 @@ class Buffers:
     other: Tensor  # the same, in turn with x where kernels add to it what others have yet to read
     normed: Tensor  # [rows, E]
     qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
+    squares: Tensor  # [rows, 2] float32, their sums over a row's queries, and over its keys
     q: Tensor  # [rows, heads * D]
     attended: Tensor  # [rows, heads * D]
     y: Tensor  # [rows, E]
@@ -58,6 +59,7 @@ def allocate(model: DecoderModel, rows: int, picked: int, work: int, chunks: int
         other=empty(rows, model.hidden, dtype=f32),
         normed=empty(rows, model.hidden),
         qkv=empty(rows, qkv),
+        squares=empty(rows, 2, dtype=f32),
         q=empty(rows, width),
         attended=empty(rows, width),
         y=empty(rows, model.hidden),

@@ -19,11 +19,12 @@ from torch import Tensor
 from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.buffers import allocate, packed
+from scoring.decoder.expert_step import ExpertLaunches
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
+from scoring.decoder.head_norms import HeadNorms
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
-from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Linear, Mlp, Norm
-from scoring.decoder.rank_sums import RankSums
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 from scoring.kernels import (
     decode_attention,
     decode_elementwise,
@@ -46,7 +47,7 @@ _GATHERED = 4096  # tokens among which it looks for thresholds; with more candid
 
 
 @dataclass
-class Launcher(RankSums):
+class Launcher(HeadNorms, ExpertLaunches):
     """One decode step over a model and its state. `pdl` overlaps each kernel's start with the end of the one before.
 
     `rows` bounds the rows of a step, `picked` those that get logits and a token (0: all of them).
@@ -73,6 +74,7 @@ class Launcher(RankSums):
         self.far = False  # the step being enqueued splits long rows further
         spans, blocks = self.spans(picked), _CHUNK // _BLOCK
         self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
+        self.reserve_experts(self.rows)
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
         self._first = model.team is None or model.team.first
@@ -130,8 +132,11 @@ class Launcher(RankSums):
     def _layer_gemv(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b, first, factor = self.buffers, self._first, self.model.residual_scale
         self.qkv(rows, index, layer)
+        if layer.attention.jointly:
+            self.scatter_normed(rows, index, layer, None)
         self.attention(rows, index, layer)
         if layer.parallel:
+            assert isinstance(layer.mlp, Mlp)
             self.up(rows, layer)
             stream = self._stream
             self.gemv("out", b.attended, layer.attention.out, stream, rows, add=first, biased=first, factor=factor)
@@ -139,6 +144,9 @@ class Launcher(RankSums):
             self._sum(stream[:rows])
             return
         self._residual(rows, "out", b.attended, layer.attention.out, layer.post1)
+        if isinstance(layer.mlp, Mixture):
+            self.experts_gemv(rows, layer, layer.mlp)
+            return
         self.up(rows, layer)
         self._residual(rows, "down", b.inner, layer.mlp.down, layer.post2)
 
@@ -188,11 +196,14 @@ class Launcher(RankSums):
         both are parts.
         """
         b, mlp = self.buffers, layer.mlp
+        if isinstance(mlp, Mixture):
+            self.experts_grouped(rows, mlp)
+            return None
         self.product(b.normed, mlp.up, b.up, rows)
         self.activate(rows, mlp, mlp.down.full.shape[1])
         joint = layer.parallel and self.model.team is not None
         if layer.parallel and not joint:
-            self.add_norm(rows, b.y, layer.attention.out.bias, None)
+            self.add_norm(rows, b.y, layer.attention.out.bias, None, read=False)
         self.product(b.inner, mlp.down, b.y, rows, add=joint)
         return self._both[id(layer)] if joint else mlp.down.bias
 
@@ -200,7 +211,7 @@ class Launcher(RankSums):
         b, model = self.buffers, self.model
         if rows <= self.gemv_rows:
             if self._open is not None:  # the head's many programs would each add it
-                self.add_norm(rows, b.y, None, None, self._open)
+                self.add_norm(rows, b.y, None, None, self._open, read=False)
                 self._open = None
             self.gemv("head", None, model.head, b.logits, rows, norm=model.norm)
             model.finish(b.logits[:rows])
@@ -212,7 +223,7 @@ class Launcher(RankSums):
 
     def qkv(self, rows: int, index: int, layer: DecoderLayer) -> None:
         b, linear, norm = self.buffers, layer.attention.qkv, layer.norm1
-        if layer.attention.q_norm is not None:  # norms over whole heads are left to the attention kernel
+        if layer.attention.q_norm is not None:  # norms over whole heads are left to a later kernel
             self.gemv("qkv", None, linear, b.qkv, rows, norm=norm)
             return
         pairs, inputs = linear.full.shape[0] // 2, linear.full.shape[1]
@@ -220,15 +231,16 @@ class Launcher(RankSums):
         gains, bias = self._bias(norm, linear)
         sources, taking = self._taken()
         _kernels(linear).gemv_qkv[tile.grid(pairs, rows)](
-            *sources, norm.gain, linear.weight, given(linear.scale, b.x), gains, bias, b.q, cache.keys, cache.values,
-            *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs, *self._paging(),
-            norm.eps, **taking, **reading(linear, tile, b.x), BLOCK=BLOCK, NORM=norm.kind, BIAS=bias is not b.x,
-            **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer), ROWS=rows, PDL=self.pdl,
-            **self._launch(),
+            *sources, affine(norm, b.x)[0], linear.weight, given(linear.scale, b.x), gains, bias, b.q, cache.keys,
+            cache.values, *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs,
+            *self._paging(), epsilon(norm), **taking, **reading(linear, tile, b.x), BLOCK=BLOCK, NORM=kind(norm),
+            BIAS=bias is not b.x, **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer),
+            ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def up(self, rows: int, layer: DecoderLayer) -> None:
         mlp, b, norm = layer.mlp, self.buffers, layer.norm2
+        assert isinstance(mlp, Mlp)
         if not mlp.gated:
             self.gemv("up", None, mlp.up, b.inner, rows, norm=norm, act=mlp.activation)
             return
@@ -237,9 +249,9 @@ class Launcher(RankSums):
         gains, bias = self._bias(norm, mlp.up)
         sources, taking = self._taken()
         _kernels(mlp.up).gemv_gated[tile.grid(outputs, rows)](
-            *sources, norm.gain, mlp.up.weight, given(mlp.up.scale, b.x), gains, bias, b.inner, outputs, inputs,
-            norm.eps, **taking, **reading(mlp.up, tile, b.x), NORM=norm.kind, ACT=mlp.activation, BIAS=bias is not b.x,
-            ROWS=rows, PDL=self.pdl, **self._launch(),
+            *sources, affine(norm, b.x)[0], mlp.up.weight, given(mlp.up.scale, b.x), gains, bias, b.inner,
+            outputs, inputs, epsilon(norm), **taking, **reading(mlp.up, tile, b.x), NORM=kind(norm), ACT=mlp.activation,
+            BIAS=bias is not b.x, ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
     def gemv(self, name: str, x: Tensor | None, linear: Linear, out: Tensor, rows: int, *, norm: Norm | None = None,
@@ -261,7 +273,7 @@ class Launcher(RankSums):
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
-        far, normed, cache = self.far and not own.window, own.q_norm is not None, state.layer(index)
+        far, normed, cache = self.far and not own.window, own.by_head, state.layer(index)
         splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
         decode_attention.attend[(rows * model.kv_heads, splits)](
@@ -287,8 +299,10 @@ class Launcher(RankSums):
         self.lift(linear.adapters, target)
 
     def scatter(self, rows: int, index: int, layer: DecoderLayer) -> None:
-        """Copy queries out of the fused product, keys and values into the cache; normed heads are left to attention."""
+        """Copy queries out of the fused product, keys and values into the cache; heads normed one by one are left."""
         b, linear = self.buffers, layer.attention.qkv
+        if layer.attention.jointly:
+            self.scatter_normed(rows, index, layer, linear.bias)
         if layer.attention.q_norm is not None:
             return
         pairs, cache = linear.full.shape[0] // 2, self.state.layer(index)
@@ -351,28 +365,6 @@ class Launcher(RankSums):
     def _fed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return (which, tokens, positions): row r is fed tokens[which[r]] at positions[which[r]]."""
         return self.buffers.slots, self.state.tokens, self.state.lengths
-
-    def _tables(self, layer: DecoderLayer) -> tuple[Tensor, Tensor]:
-        rotary = layer.attention.rotary
-        return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
-
-    def _paging(self) -> tuple[int, int]:
-        """Return the width of the slots' tables, and the blocks of the cache, scratch included."""
-        return self.state.width, self.state.blocks + 1
-
-    def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
-        return affine(own.q_norm, self.buffers.x)[0], affine(own.k_norm, self.buffers.x)[0]
-
-    def _heads(self, layer: DecoderLayer) -> dict[str, Any]:
-        model, rotary = self.model, layer.attention.rotary
-        return {
-            "H": model.heads,
-            "KV": model.kv_heads,
-            "D": model.head_dim,
-            "HALF": model.head_dim // 2 if rotary is None else rotary.half,
-            "INTERLEAVED": rotary is not None and rotary.interleaved,
-            "ROTARY": rotary is not None,
-        }
 
 
 def _kernels(linear: Linear) -> Any:

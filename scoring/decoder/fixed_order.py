@@ -6,8 +6,6 @@ in pieces, out of a cached prefix or one by one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -24,8 +22,8 @@ from scoring.decoder.decode_step import Launcher
 from scoring.decoder.kv_cache import KVCache, LayerCache
 from scoring.decoder.model import CachedModel, DecoderLayer, Linear
 from scoring.decoder.prefill import Prefiller
+from scoring.decoder.product_tile import ProductTile
 from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
-from scoring.decoder.token_rows import scatter_normed
 from scoring.kernels import fixed_order
 
 #: Returns the launch options of the next kernel.
@@ -45,17 +43,6 @@ _FAR_SPANS = 8  # spans of a row, above which a step divides them over programs 
 _FAR_PROGRAMS = 16_384  # most programs of that step
 
 
-@dataclass(frozen=True)
-class ProductTile:
-    """Tile of a product: rows, outputs and inputs of a program's step, and how it is launched."""
-
-    rows: int
-    outputs: int
-    inputs: int
-    warps: int
-    stages: int
-
-
 #: Tiles by the most rows that they are for, for few outputs and for many; all add up a row's inputs in one order.
 #: Those that were fastest on an H200 over the shapes of Llama-1.1B.
 TILES = {
@@ -64,23 +51,15 @@ TILES = {
     1 << 30: (ProductTile(128, 128, 64, 8, 4), ProductTile(256, 128, 64, 8, 3)),
 }
 _FEW = 4096  # outputs
-_SHARED, _MARGIN = 99 << 10, 4 << 10  # bytes of shared memory that any such GPU gives a program; what it needs beside
+#: Tiles of experts' grouped products, which are the kernel's whatever the rows.
+_GROUPED = {1 << 30: (ProductTile(64, 64, 64, 4, 4), ProductTile(64, 128, 64, 4, 4))}
 
 
 def tile_of(rows: int, outputs: int, item: int) -> ProductTile:
     """Tile for a product of `rows` rows and `outputs` outputs, with numbers of `item` bytes and the stages that fit."""
     few, many = next(tiles for most, tiles in TILES.items() if rows <= most)
     tile = few if outputs <= _FEW else many
-    stage = (tile.rows + tile.outputs) * tile.inputs * item
-    return replace(tile, stages=max(1, min(tile.stages, _shared() // stage)))
-
-
-@cache
-def _shared() -> int:
-    """Bytes of shared memory that a program may take."""
-    if not torch.cuda.is_available():
-        return _SHARED
-    return int(getattr(torch.cuda.get_device_properties(0), "shared_memory_per_block_optin", _SHARED)) - _MARGIN
+    return tile.fitting(item)
 
 
 def multiply(x: Tensor, weight: Tensor, out: Tensor, pdl: bool, launch: dict[str, Any],
@@ -207,6 +186,7 @@ class FixedStep(Launcher):
     """A `Launcher` of which every step, however many rows it has, runs the same products and attention."""
 
     folds: ClassVar[bool] = False
+    grouped = _GROUPED
 
     @property
     def gemv_rows(self) -> int:
@@ -248,7 +228,7 @@ class FixedStep(Launcher):
         if layer.attention.q_norm is None:
             super().scatter(rows, index, layer)
         else:
-            scatter_normed(self, rows, index, layer, self.tiled[3])
+            self.scatter_normed(rows, index, layer, layer.attention.qkv.bias)
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
         _product(self, self.products, x, linear, out, rows)
@@ -256,6 +236,8 @@ class FixedStep(Launcher):
 
 class FixedPrefiller(Prefiller):
     """A `Prefiller` with the products and the attention of a `FixedStep`."""
+
+    grouped = _GROUPED
 
     def _attending(self, rows: int) -> "FixedAttention":
         self.products = OrderedProducts()

@@ -3,14 +3,16 @@
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 
 
 def normed_products(model: DecoderModel) -> list[tuple[Norm, Linear]]:
     """Norms of a model with the products that follow them."""
     pairs: list[tuple[Norm, Linear]] = []
     for layer in model.layers:
-        pairs += [(layer.norm1, layer.attention.qkv), (layer.norm2, layer.mlp.up)]
+        following = layer.mlp.router if isinstance(layer.mlp, Mixture) else layer.mlp.up
+        products = (layer.norm1, layer.attention.qkv), (layer.norm2, following)
+        pairs += [(norm, product) for norm, product in products if norm is not None]
     return pairs if model.norm is None else [*pairs, (model.norm, model.head)]
 
 
@@ -29,5 +31,6 @@ def gains_of(norm: Norm, linear: Linear) -> tuple[Tensor, Tensor]:
 
 def joint_bias(layer: DecoderLayer) -> Tensor | None:
     """Sum of the biases of attention's and the MLP's outputs."""
+    assert isinstance(layer.mlp, Mlp)
     biases = [linear.bias for linear in (layer.attention.out, layer.mlp.down) if linear.bias is not None]
     return sum(biases[1:], start=biases[0]) if biases else None

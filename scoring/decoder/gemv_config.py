@@ -45,6 +45,11 @@ def choose_tile(linear: Linear, sets: int) -> GemvTile:
     if linear.scale is not None:
         return GemvTile(4, 512, 2)
     outputs, inputs = linear.full.shape
+    return wide_tile(outputs, inputs, sets)
+
+
+def wide_tile(outputs: int, inputs: int, sets: int) -> GemvTile:
+    """Tile of weights in the model's dtype."""
     wide = triton.next_power_of_2(inputs)
     if 5 * inputs <= 4 * wide <= 4 * 4096 and outputs >= 2048:
         return GemvTile(4 // sets, 512, 2)

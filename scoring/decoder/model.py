@@ -77,7 +77,8 @@ class Rotary:
 class Attention:
     """Fused QKV and output products; `per_head`: rows are ordered by head (q, k, v of head 0, then of head 1).
 
-    `q_norm` and `k_norm`, both or neither, are over D and come before the rotation; such rows are never `per_head`.
+    `q_norm` and `k_norm`, both or neither, come before the rotation; such rows are never `per_head`. They are over D,
+    each head by itself, or if `jointly` over all heads of queries, and of keys, together.
     """
 
     qkv: Linear
@@ -87,9 +88,15 @@ class Attention:
     per_head: bool = False
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    jointly: bool = False
     rotary: Rotary | None = None
     cap: float = 0.0  # scores become cap * tanh(score / cap); 0 is none
     sinks: Tensor | None = None  # [heads], of each head the score of a key that has no value
+
+    @property
+    def by_head(self) -> bool:
+        """True if each head of queries and keys is normalised by itself."""
+        return self.q_norm is not None and not self.jointly
 
 
 @dataclass
@@ -103,16 +110,44 @@ class Mlp:
 
 
 @dataclass
+class Mixture:
+    """A mixture of gated MLPs: a row's outputs are those of the experts chosen for it, weighted and added.
+
+    The router [X, E] gives each row a score by expert, and their softmax the weights: of the `chosen` highest, which
+    are `renormalised` to a sum of one or not. Weights: up [X, 2 I, E], the gate's rows first, and down [X, E, I].
+    """
+
+    router: Linear
+    up: Tensor
+    down: Tensor
+    activation: Activation
+    chosen: int
+    renormalised: bool
+
+    @property
+    def inner(self) -> int:
+        """Width of an expert."""
+        return int(self.down.shape[2])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the weights that a row reads, the router's included."""
+        each = self.up[0].numel() + self.down[0].numel()
+        return int(self.router.weight.nbytes + self.chosen * each * self.up.element_size())
+
+
+@dataclass
 class DecoderLayer:
     """One block; `parallel` computes attention and MLP from the same input and adds both to the residual stream.
 
-    `post1` and `post2` normalise the outputs of attention and MLP before they are added; a parallel block has neither.
+    `norm1` and `norm2` normalise what attention and MLP read, unless it is the residual stream as it stands. `post1`
+    and `post2` normalise their outputs before they are added; a parallel block has neither, nor experts.
     """
 
-    norm1: Norm
+    norm1: Norm | None
     attention: Attention
-    norm2: Norm
-    mlp: Mlp
+    norm2: Norm | None
+    mlp: Mlp | Mixture
     parallel: bool = False
     post1: Norm | None = None
     post2: Norm | None = None
@@ -204,20 +239,32 @@ class DecoderModel:
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Largest outputs of an MLP's up product, and inputs of its down product."""
-        up = max(layer.mlp.up.full.shape[0] for layer in self.layers)
-        return up, max(layer.mlp.down.full.shape[1] for layer in self.layers)
+        """Largest outputs of an MLP's up product, and inputs of its down product, of all chosen experts together."""
+        plain = [layer.mlp for layer in self.layers if isinstance(layer.mlp, Mlp)]
+        inner = [mlp.down.full.shape[1] for mlp in plain] + [each.chosen * each.inner for each in self.mixtures]
+        return max((mlp.up.full.shape[0] for mlp in plain), default=0), max(inner)
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """Experts of the layers that have any."""
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Mixture)]
+
+    @property
+    def most_chosen(self) -> int:
+        """Most experts of a row in a layer."""
+        return max((each.chosen for each in self.mixtures), default=0)
 
     @property
     def scratch_width(self) -> int:
         """Numbers that a row of a step keeps beside its hidden states and heads."""
-        return sum(self.widths)
+        return sum(self.widths) + self.most_chosen * self.hidden
 
     def products(self) -> list[Linear]:
-        """Products of a step, in order."""
+        """Products of a step, in order, but for those of experts and their routers."""
         found: list[Linear] = []
         for layer in self.layers:
-            found += [layer.attention.qkv, layer.attention.out, layer.mlp.up, layer.mlp.down]
+            found += [layer.attention.qkv, layer.attention.out]
+            found += [layer.mlp.up, layer.mlp.down] if isinstance(layer.mlp, Mlp) else []
         return [*found, self.head]
 
     def finish(self, logits: Tensor) -> Tensor:
@@ -229,8 +276,9 @@ class DecoderModel:
         return logits
 
     def step_bytes(self) -> int:
-        """Bytes of weights that one decode step must read."""
-        return sum(product.weight.numel() * product.weight.element_size() for product in self.products())
+        """Bytes of weights that a decode step of one row must read."""
+        plain = sum(product.weight.numel() * product.weight.element_size() for product in self.products())
+        return plain + sum(each.row_bytes for each in self.mixtures)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.decoder.native_build import NoNativeStep, library
 from scoring.limits import cpus
 
@@ -87,13 +87,19 @@ def unfit(model: Any, state: KVCache) -> str:
         return "its step on a CPU reads keys and values in float32 only"
     if model.head_dim > _LONGEST_HEAD:
         return f"its step takes heads of up to {_LONGEST_HEAD}, not of {model.head_dim}"
-    if any(layer.mlp.down.full.shape[1] % _TILE for layer in model.layers):
+    if model.mixtures:
+        return "its step chooses no experts"
+    if any(mlp.down.full.shape[1] % _TILE for mlp in _mlps(model)):
         return f"its step takes MLPs of multiples of {_TILE}"
     if any(product.adapters is not None for product in model.products()):
         return "its step serves no adapters"
     if model.alibi is not None or any(_peculiar(layer) for layer in model.layers):
         return f"its step on a CPU does not cover the layers of {model.family}"
     return ""
+
+
+def _mlps(model: DecoderModel) -> list[Mlp]:
+    return [layer.mlp for layer in model.layers if isinstance(layer.mlp, Mlp)]
 
 
 def _peculiar(layer: DecoderLayer) -> bool:
@@ -190,13 +196,13 @@ class NativeStep:
         return _Model(layers, norm, head, model.residual_scale, **counts)
 
     def _layers(self) -> Iterator[_Layer]:
-        for index, layer in enumerate(self._model.layers):
+        for index, (layer, mlp) in enumerate(zip(self._model.layers, _mlps(self._model), strict=True)):
             own, rotary = layer.attention, layer.attention.rotary
             norms = [self._norm(each) for each in (layer.norm1, layer.norm2, own.q_norm, own.k_norm)]
-            products = [self._product(each) for each in (own.qkv, own.out, layer.mlp.up, layer.mlp.down)]
+            products = [self._product(each) for each in (own.qkv, own.out, mlp.up, mlp.down)]
             tables = [None, None] if rotary is None else [self._numbers(rotary.cos), self._numbers(rotary.sin)]
             caches = [each.data_ptr() for each in self._state.layer(index)]
-            kinds = _ACTIVATIONS[layer.mlp.activation], layer.mlp.gated
+            kinds = _ACTIVATIONS[mlp.activation], mlp.gated
             half = 0 if rotary is None else rotary.half
             yield _Layer(*norms, *products, *tables, *caches, own.scale, half, own.window, *kinds)
 

@@ -5,7 +5,7 @@ from typing import Any
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
-from scoring.decoder.absent import affine, epsilon, given
+from scoring.decoder.absent import affine, epsilon, given, kind
 from scoring.decoder.adapter_step import AdaptedLaunches
 from scoring.decoder.model import DecoderModel, Norm
 from scoring.kernels import decode_elementwise
@@ -48,13 +48,13 @@ class RankSums(AdaptedLaunches):
             self._summed = True
 
     def add_norm(self, rows: int, y: Tensor | None, bias: Tensor | None, norm: Norm | None,
-                 post: Norm | None = None) -> None:  # fmt: skip
-        """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if there is a norm."""
+                 post: Norm | None = None, read: bool = True) -> None:  # fmt: skip
+        """Compute x += y + bias if there is a y, normed by `post` first, and normed = norm(x) if it is `read` next."""
         b = self.buffers
         decode_elementwise.add_norm[(rows,)](
             self._stream, given(y, b.x), given(bias, b.x), affine(post, b.x)[0], *affine(norm, b.x), b.normed,
             self.model.hidden,
             epsilon(norm), epsilon(post), self.model.residual_scale, BE=triton.next_power_of_2(self.model.hidden),
             ADD=y is not None, BIAS=bias is not None, POST=post is not None,
-            NORM="skip" if norm is None else norm.kind, PDL=self.pdl, num_warps=4, **self._launch(),
+            NORM=kind(norm) if read else "skip", PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip

@@ -9,10 +9,11 @@ from torch.nn import functional
 
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.long_rotary import rows_of
-from scoring.decoder.model import Activation, DecoderModel, Linear, Norm, Rotary
+from scoring.decoder.model import Activation, DecoderModel, Linear, Mixture, Norm, Rotary
 from scoring.decoder.native_step import ROWS, NativeStep
 from scoring.decoder.prompt_halves import PromptHalves
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
+from scoring.decoder.torch_experts import mixture
 
 
 class LayerAttention(Protocol):
@@ -76,8 +77,7 @@ class TorchBackend:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, vocabulary] of hidden states [T, E]."""
-        normed = hidden if self.model.norm is None else normalize(hidden, self.model.norm)
-        return self.model.finish(self.product(normed, self.model.head))
+        return self.model.finish(self.product(normalize(hidden, self.model.norm), self.model.head))
 
     def _run(self, tokens: Tensor, attention: LayerAttention) -> Tensor:
         hidden = self._embed(tokens, attention.positions)
@@ -86,25 +86,35 @@ class TorchBackend:
             if not layer.parallel:
                 hidden = self._add(hidden, self._total(terms), layer.post1)
                 terms = []
-            up = self.product(normalize(hidden, layer.norm2), layer.mlp.up)
-            terms.append((self.activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
-            hidden = self._add(hidden, self._total(terms), layer.post2)
+            normed = normalize(hidden, layer.norm2)
+            if isinstance(layer.mlp, Mixture):
+                found = self._summed(mixture(normed, layer.mlp, self.product, self.activate))
+            else:
+                up = self.product(normed, layer.mlp.up)
+                terms.append((self.activate(up, layer.mlp.activation, layer.mlp.gated), layer.mlp.down))
+                found = self._total(terms)
+            hidden = self._add(hidden, found, layer.post2)
         return hidden
 
     def _add(self, hidden: Tensor, found: Tensor, norm: Norm | None) -> Tensor:
         """Add a block's output to the residual stream, post-normalised if the block has a post norm, and scaled."""
-        found = found if norm is None else normalize(found, norm)
+        found = normalize(found, norm)
         return hidden + (found if self.model.residual_scale == 1.0 else found * self.model.residual_scale)
 
     def _total(self, terms: Sequence[tuple[Tensor, Linear]]) -> Tensor:
         """Sum of products of inputs [T, K], all-reduced over ranks if each holds a part of K: [T, E]."""
         parts = [self.product(x, linear, biased=self.model.team is None) for x, linear in terms]
-        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        total = self._summed(parts[0] if len(parts) == 1 else parts[0] + parts[1])
         if self.model.team is not None:
-            self.model.team.sum(total)
             for bias in (linear.bias for _, linear in terms if linear.bias is not None):
                 total = total + bias
         return total
+
+    def _summed(self, part: Tensor) -> Tensor:
+        """Sum of the ranks' parts, in place; one's own where there are none."""
+        if self.model.team is not None:
+            self.model.team.sum(part)
+        return part
 
     def _embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         model = self.model
@@ -113,7 +123,7 @@ class TorchBackend:
             hidden = hidden * model.embedding_scale
         if model.positions is not None:
             hidden = hidden + functional.embedding(positions + model.position_offset, model.positions)
-        return hidden if model.embedding_norm is None else normalize(hidden, model.embedding_norm)
+        return normalize(hidden, model.embedding_norm)
 
     def _attend(self, index: int, normed: Tensor, attention: LayerAttention) -> Tensor:
         model, layer = self.model, self.model.layers[index].attention
@@ -123,12 +133,24 @@ class TorchBackend:
         else:
             sizes = [model.heads, model.kv_heads, model.kv_heads]
             q, k, v = torch.split(qkv.view(-1, sum(sizes), model.head_dim), sizes, 1)
-        if layer.q_norm is not None and layer.k_norm is not None:
+        if layer.jointly:
+            q, k = (self._normalize_jointly(x, norm) for x, norm in ((q, layer.q_norm), (k, layer.k_norm)))
+        else:
             q, k = normalize(q, layer.q_norm), normalize(k, layer.k_norm)
         if layer.rotary is not None:
             at = rows_of(layer.rotary, attention.positions, attention.long)
             q, k = self._rotate(q, at, layer.rotary), self._rotate(k, at, layer.rotary)
         return attention.attend(index, q, k, v)
+
+    def _normalize_jointly(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """Normalise x [T, heads, D] over all heads, of which each rank may have a part."""
+        if self.model.team is None or norm is None:
+            return normalize(x.flatten(1), norm).view_as(x)
+        wide = x.flatten(1).float()
+        squares = wide.square().sum(-1, keepdim=True)
+        self.model.team.sum(squares)
+        mean = squares / (wide.shape[1] * self.model.team.degree)
+        return (wide * torch.rsqrt(mean + norm.eps) * norm.gain).to(x.dtype).view_as(x)
 
     def _rotate(self, x: Tensor, positions: Tensor, rotary: Rotary) -> Tensor:
         half = rotary.half
@@ -160,8 +182,10 @@ class TorchBackend:
         return y if up is None else y * up
 
 
-def normalize(x: Tensor, norm: Norm) -> Tensor:
-    """Normalise x [T, E] in float32, returned in x's dtype."""
+def normalize(x: Tensor, norm: Norm | None) -> Tensor:
+    """Normalise x [T, E] in float32, returned in x's dtype; x itself without a norm."""
+    if norm is None:
+        return x
     wide = x.float()
     if norm.kind == "layer":
         return functional.layer_norm(wide, (wide.shape[-1],), norm.gain, norm.shift, norm.eps).to(x.dtype)

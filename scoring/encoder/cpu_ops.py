@@ -29,7 +29,7 @@ from scoring.encoder.ops import (
     TorchOps,
     activated,
 )
-from scoring.encoder.positions import Positions
+from scoring.encoder.positions import Positions, Relative
 from scoring.encoder.stack import FusedStack
 from scoring.quantization.int8 import quantize_per_row
 
@@ -141,7 +141,13 @@ class CpuOps(EncoderOps):
             out=self._take(layer.out, layer.out_bias),
             up=self._take(layer.up, layer.up_bias),
             down=self._take(layer.down, layer.down_bias, None if layer.gated else LEAST_GELU),
+            positions=self._narrowed(layer.positions),
         )
+
+    def _narrowed(self, positions: Positions | None) -> Positions | None:
+        """Positions as queries and keys of this precision are multiplied with them."""
+        narrow = self.precision == BFLOAT16 and isinstance(positions, Relative)
+        return positions.narrowed(torch.bfloat16) if narrow else positions
 
     def _take(self, weight: Tensor, bias: Tensor | None, least: float | None = None) -> Tensor:
         product = Product(weight, bias, self.precision, least=least)

@@ -4,7 +4,7 @@ Each kind has its arithmetic in plain torch, the reference of the kernels in `sc
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -49,6 +49,11 @@ class Relative:
     def tables(self) -> list[Tensor]:
         """Tables that take part in products."""
         return [table for table in (self.keys, self.queries) if table is not None]
+
+    def narrowed(self, dtype: torch.dtype) -> "Relative":
+        """Copy whose products are in another type."""
+        keys, queries = (None if table is None else table.to(dtype) for table in (self.keys, self.queries))
+        return replace(self, keys=keys, queries=queries)
 
     def scale(self, dim: int) -> float:
         """Factor of all products."""

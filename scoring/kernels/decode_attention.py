@@ -59,9 +59,9 @@ def constants_of_heads(gain_ptr, cos_ptr, sin_ptr, at, d, D: tl.constexpr, HALF:
 
 
 @triton.jit
-def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, eps, D: tl.constexpr,
+def turned_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, D: tl.constexpr,
                  ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """Return heads [R, DP] of a product's row, each RMS-normed, then rotated; float32.
+    """Return heads [R, DP] of a product's row, and the same with their gains [R or 1, DP] and rotated; float32.
 
     base [R]: offset of a head in the row x, and in bias, which is added first; `shown` [R] masks the heads that exist.
     """
@@ -69,14 +69,22 @@ def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, 
     a = tl.load(x_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
     if BIAS:
         a += tl.load(bias_ptr + base[:, None] + d[None, :], mask=here, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(a * a, 1) / D + eps)[:, None]
-    turned = a * gain[None, :]
+    turned = a * gain
     if ROTARY:
         b = tl.load(x_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
         if BIAS:
             b += tl.load(bias_ptr + base[:, None] + other[None, :], mask=here, other=0.0).to(tl.float32)
-        turned = turned * cos[None, :] + b * (gain_other * sin)[None, :]
-    return turned * inverse
+        turned = turned * cos[None, :] + b * (gain_other * sin[None, :])
+    return a, turned
+
+
+@triton.jit
+def normed_heads(x_ptr, bias_ptr, base, shown, d, other, gain, gain_other, cos, sin, eps, D: tl.constexpr,
+                 ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Return what `turned_heads` does with gains [DP], each head RMS-normed."""
+    a, turned = turned_heads(x_ptr, bias_ptr, base, shown, d, other, gain[None, :], gain_other[None, :], cos, sin, D,
+                             ROTARY, BIAS)  # fmt: skip
+    return turned * tl.rsqrt(tl.sum(a * a, 1) / D + eps)[:, None]
 
 
 @triton.jit

@@ -58,7 +58,7 @@ def _fetch(w_ptr, first, count, N, K):
 
 
 @triton.jit
-def _tile(w_ptr, rows, inside, k, K):
+def read_tile(w_ptr, rows, inside, k, K):
     return tl.load(w_ptr + rows[:, None] * K + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
 
 
@@ -76,7 +76,7 @@ def _one(source, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK:
         total = tl.zeros([BK], tl.float32)
         squares = tl.zeros([BK], tl.float32)
         for start in range(0, K, BK):
-            following = _tile(w_ptr, rows, inside, k + start + BK, K)
+            following = read_tile(w_ptr, rows, inside, k + start + BK, K)
             x, scaled = _inputs(source, gain_ptr, k + start, K, NORM, POST)
             acc += w.to(tl.float32) * scaled[None, :]
             if NORM != "none":
@@ -89,7 +89,7 @@ def _one(source, gain_ptr, w_ptr, w, rows, inside, K, eps, BN: tl.constexpr, BK:
 
 
 @triton.jit
-def _two(source, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
+def both(source, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.constexpr, BK: tl.constexpr,
          ONCE: tl.constexpr, NORM: tl.constexpr, POST: tl.constexpr):  # fmt: skip
     """Do the same as `_one` for two sets of rows at once."""
     k = tl.arange(0, BK)
@@ -104,8 +104,8 @@ def _two(source, gain_ptr, w_ptr, a, b, rows_a, rows_b, inside, K, eps, BN: tl.c
         total = tl.zeros([BK], tl.float32)
         squares = tl.zeros([BK], tl.float32)
         for start in range(0, K, BK):
-            next_a = _tile(w_ptr, rows_a, inside, k + start + BK, K)
-            next_b = _tile(w_ptr, rows_b, inside, k + start + BK, K)
+            next_a = read_tile(w_ptr, rows_a, inside, k + start + BK, K)
+            next_b = read_tile(w_ptr, rows_b, inside, k + start + BK, K)
             x, scaled = _inputs(source, gain_ptr, k + start, K, NORM, POST)
             acc_a += a.to(tl.float32) * scaled[None, :]
             acc_b += b.to(tl.float32) * scaled[None, :]
@@ -148,7 +148,7 @@ def gemv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_ptr,
     row, tile = place_of(ROWS)
     rows = tile * BN + tl.arange(0, BN)
     inside = rows < N
-    w = _tile(w_ptr, rows, inside, tl.arange(0, BK), K)
+    w = read_tile(w_ptr, rows, inside, tl.arange(0, BK), K)
     scale, gains, bias = extras(rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
         if AHEAD:
@@ -176,8 +176,8 @@ def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gain
     gate = tile * BN + tl.arange(0, BN)
     inside = gate < N
     up = gate + N
-    a = _tile(w_ptr, gate, inside, tl.arange(0, BK), K)
-    b = _tile(w_ptr, up, inside, tl.arange(0, BK), K)
+    a = read_tile(w_ptr, gate, inside, tl.arange(0, BK), K)
+    b = read_tile(w_ptr, up, inside, tl.arange(0, BK), K)
     a_scale, a_gains, a_bias = extras(gate, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = extras(up, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     if PDL:
@@ -187,7 +187,7 @@ def gemv_gated(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gain
         gdc_wait()
         gdc_launch_dependents()
     source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
-    a, b, inverse, mean = _two(source, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM, POST)
+    a, b, inverse, mean = both(source, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM, POST)
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     tl.store(out_ptr + row * N + gate, activation(a, ACT) * b, mask=inside)
@@ -287,8 +287,8 @@ def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_
     inside = index < (H + 2 * KV) * (D // 2)
     a_rows, b_rows, place = pairs_of(index, H, KV, D, HALF, INTERLEAVED, PER_HEAD)
     pair, part, head, first, second = place
-    a = _tile(w_ptr, a_rows, inside, tl.arange(0, BK), K)
-    b = _tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
+    a = read_tile(w_ptr, a_rows, inside, tl.arange(0, BK), K)
+    b = read_tile(w_ptr, b_rows, inside, tl.arange(0, BK), K)
     a_scale, a_gains, a_bias = extras(a_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     b_scale, b_gains, b_bias = extras(b_rows, inside, scale_ptr, gains_ptr, bias_ptr, SCALE, NORM, BIAS)
     # Slots, lengths and tables change only between steps, and the step's first kernel has waited for that.
@@ -305,7 +305,7 @@ def gemv_qkv(x_ptr, y_ptr, post_ptr, new_ptr, gain_ptr, w_ptr, scale_ptr, gains_
         gdc_wait()
         gdc_launch_dependents()
     source = _added(x_ptr, y_ptr, post_ptr, new_ptr, row, tile, K, post_eps, factor, BK, POST)
-    a, b, inverse, mean = _two(source, gain_ptr, w_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE, NORM, POST)
+    a, b, inverse, mean = both(source, gain_ptr, w_ptr, a, b, a_rows, b_rows, inside, K, eps, BN, BK, ONCE, NORM, POST)
     a = (a * a_scale - mean * a_gains) * inverse + a_bias
     b = (b * b_scale - mean * b_gains) * inverse + b_bias
     write_pair(a, b, cos, sin, first, second, row, block, position, part, head, inside, q_ptr, keys_ptr, values_ptr,

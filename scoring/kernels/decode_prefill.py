@@ -1,13 +1,13 @@
 """Kernels of a prefill chunk beyond those of a decode step: attention, updates of the state, and new slots."""
 
 # mypy: ignore-errors
-# ruff: noqa: N803
+# ruff: noqa: N803, SIM108
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from scoring.kernels.decode_attention import cap, constants_of_heads, normed_heads
+from scoring.kernels.decode_attention import cap, constants_of_heads, normed_heads, turned_heads
 from scoring.kernels.decode_gemv import cache_place, split_heads
 
 _LOG2E = tl.constexpr(1.4426950408889634)
@@ -170,14 +170,78 @@ def gather(keys_ptr, values_ptr, table_ptr, slots_ptr, to_keys_ptr, to_values_pt
 
 
 @triton.jit
-def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k_gain_ptr, cos_ptr, sin_ptr,
+def _sum_of_squares(x_ptr, bias_ptr, begin, N, WP: tl.constexpr, BIAS: tl.constexpr):
+    """Sum of squares of N numbers of a product's row, which begin there; WP is N or more."""
+    w = tl.arange(0, WP)
+    x = tl.load(x_ptr + begin + w, mask=w < N, other=0.0).to(tl.float32)
+    if BIAS:
+        x += tl.load(bias_ptr + begin + w, mask=w < N, other=0.0).to(tl.float32)
+    return tl.sum(x * x, 0)
+
+
+@triton.jit
+def squares(qkv_ptr, bias_ptr, out_ptr, H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, BIAS: tl.constexpr,
+            WP: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Compute out [T, 2], the sums of squares of a row's queries and of its keys in the fused product. Grid (T, 2)."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    width = tl.where(part == 0, H, KV) * D
+    total = _sum_of_squares(qkv_ptr + row * (H + 2 * KV) * D, bias_ptr, part * H * D, width, WP, BIAS)
+    tl.store(out_ptr + row * 2 + part, total)
+
+
+@triton.jit
+def _joint_heads(x_ptr, bias_ptr, gain_ptr, sum_ptr, first, head, heads, N, d, other, cos, sin, eps, D: tl.constexpr,
+                 WP: tl.constexpr, RANKS: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """Return heads of a product's row, rotated and RMS-normed over N numbers: all queries, or all keys.
+
+    first: of the `heads` [R] in the product; head: among queries or keys, whose gains gain [N] has. With RANKS they are
+    parts of so many, and *sum has the sum of all ranks' squares.
+    """
+    if RANKS > 0:
+        mean = tl.load(sum_ptr) / (N * RANKS)
+    else:
+        mean = _sum_of_squares(x_ptr, bias_ptr, (first - head) * D, N, WP, BIAS) / N
+    own = gain_ptr + (head + heads)[:, None] * D
+    gain = tl.load(own + d[None, :], mask=(d < D)[None, :], other=0.0)
+    gain_other = tl.load(own + other[None, :], mask=(d < D)[None, :], other=0.0)
+    _, turned = turned_heads(x_ptr, bias_ptr, (first + heads) * D, heads >= 0, d, other, gain, gain_other, cos, sin, D,
+                             ROTARY, BIAS)  # fmt: skip
+    return turned * tl.rsqrt(mean + eps)
+
+
+@triton.jit
+def _normed(x_ptr, bias_ptr, gain_ptr, sum_ptr, cos_ptr, sin_ptr, position, first, head, heads, N, d, eps,
+            D: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr, ROTARY: tl.constexpr, BIAS: tl.constexpr,
+            WP: tl.constexpr, RANKS: tl.constexpr):  # fmt: skip
+    """Return heads of a product's row, normed and rotated: each by itself, or with WP over N numbers."""
+    other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
+                                                           INTERLEAVED, ROTARY)  # fmt: skip
+    if WP > 0:
+        x = _joint_heads(x_ptr, bias_ptr, gain_ptr, sum_ptr, first, head, heads, N, d, other, cos, sin, eps, D, WP,
+                         RANKS, ROTARY, BIAS)  # fmt: skip
+    else:
+        x = normed_heads(x_ptr, bias_ptr, (first + heads) * D, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D,
+                         ROTARY, BIAS)  # fmt: skip
+    return x
+
+
+@triton.jit
+def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k_gain_ptr, sums_ptr, cos_ptr, sin_ptr,
                    slots_ptr, positions_ptr, table_ptr, WIDTH, BLOCKS, eps, BLOCK: tl.constexpr,
                    H: tl.constexpr, KV: tl.constexpr, D: tl.constexpr,
                    DP: tl.constexpr, BH: tl.constexpr, HALF: tl.constexpr, INTERLEAVED: tl.constexpr,
-                   ROTARY: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                   ROTARY: tl.constexpr, OWN: tl.constexpr, BIAS: tl.constexpr, WP: tl.constexpr,
+                   RANKS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Norm and rotate queries and keys of the fused product [T, (H + 2 KV) D]; write q and the cache.
 
     A program takes BH heads of a token, all queries, all keys or all values: BH divides H and KV. Grid (T, heads / BH).
+    A row's position is its slot's length, or with OWN its own entry of positions. Each head is normed by itself, or
+    with WP, of which there are at least H D, queries together and keys together; with RANKS, over whose slices sums
+    [T, 2] have their squares.
     """
     if PDL:
         gdc_wait()
@@ -188,7 +252,10 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
     d = tl.arange(0, DP)
     heads = tl.arange(0, BH)
     slot = tl.load(slots_ptr + row).to(tl.int64)
-    position = tl.load(positions_ptr + row)
+    if OWN:
+        position = tl.load(positions_ptr + row)
+    else:
+        position = tl.load(positions_ptr + slot)
     product = qkv_ptr + row * (H + 2 * KV) * D
     base = (first + heads) * D
     here = (d < D)[None, :]
@@ -201,12 +268,12 @@ def scatter_normed(qkv_ptr, bias_ptr, q_ptr, keys_ptr, values_ptr, q_gain_ptr, k
         tl.store(values_ptr + to_cache, value, mask=here)
     else:
         gain_ptr = q_gain_ptr
+        width = H * D
         if part == 1:
             gain_ptr = k_gain_ptr
-        other, gain, gain_other, cos, sin = constants_of_heads(gain_ptr, cos_ptr, sin_ptr, position, d, D, HALF,
-                                                               INTERLEAVED, ROTARY)  # fmt: skip
-        x = normed_heads(product, bias_ptr, base, heads >= 0, d, other, gain, gain_other, cos, sin, eps, D, ROTARY,
-                         BIAS)  # fmt: skip
+            width = KV * D
+        x = _normed(product, bias_ptr, gain_ptr, sums_ptr + row * 2 + part, cos_ptr, sin_ptr, position, first, head,
+                    heads, width, d, eps, D, HALF, INTERLEAVED, ROTARY, BIAS, WP, RANKS)  # fmt: skip
         if part == 1:
             tl.store(keys_ptr + to_cache, x, mask=here)
         else:

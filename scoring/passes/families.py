@@ -64,10 +64,14 @@ STATIC_DECODE = Families(
         "granite",
         "llama",
         "mistral",
+        "mixtral",
+        "olmo2",
+        "olmo3",
         "opt",
         "phi3",
         "qwen2",
         "qwen3",
+        "qwen3_moe",
         "smollm3",
         "starcoder2",
     ),
@@ -89,6 +93,8 @@ WRAPPED: Mapping[str, str] = {
     "vipllava": "llama",
 }
 _AFTER = "it has norms after its blocks"
+#: Families of the static decoder whose layers hold a mixture of experts, or may.
+MIXTURES = ("mixtral", "qwen3_moe")
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
 _NOT_NATIVE = {
@@ -99,6 +105,9 @@ _NOT_NATIVE = {
     "glm4": _AFTER,
     "gpt_neox": _PARALLEL,
     "gptj": _PARALLEL,
+    **dict.fromkeys(MIXTURES, "its layers are mixtures of experts"),
+    "olmo2": _AFTER,
+    "olmo3": _AFTER,
 }
 NATIVE_STEP = Families(tuple(each for each in STATIC_DECODE.served if each not in _NOT_NATIVE), _NOT_NATIVE)
 WORTH_ON_CPU = 2e8  # bytes of float32 weights below which caches hold them in part, and Python bounds such a step
@@ -117,6 +126,9 @@ TENSOR_SLICING = Families(
         "gpt_neo",
         "gptj",
         "gpt_neox",
+        "olmo",
+        "olmo2",
+        "olmo3",
         "bert",
         "roberta",
         "distilbert",
@@ -129,7 +141,19 @@ TENSOR_SLICING = Families(
     },
 )
 #: Families whose key-value heads are repeated where slices are more: keys and values are products of their own.
-REPEATED_HEADS = ("gemma2", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+REPEATED_HEADS = (
+    "gemma2",
+    "llama",
+    "mistral",
+    "mixtral",
+    "olmo",
+    "olmo2",
+    "olmo3",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+)
 _STATE = "its layers keep a recurrent state beside or in place of keys and values"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from scoring.limits.control_groups import left
 from scoring.limits.memory_shares import WEIGHTS
 from scoring.passes.base import GAIN, LATENCY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
-from scoring.passes.families import NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
+from scoring.passes.families import MIXTURES, NATIVE_STEP, WORTH_ON_CPU, decoder_tier, text_family
 from scoring.passes.static_decode import StaticDecode
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class WeightOnly(Pass):
             )
         if decoder_tier(facts.family).tier != "fused":
             return Applicability(False, f"the products of {facts.family} are transformers' own (generic tier)")
+        if text_family(facts.family) in MIXTURES and hardware.device == "cuda":
+            return Applicability(False, "most of its weights are of experts, which are not narrowed")
         if objective != LATENCY:
             return Applicability(False, "it serves few sequences at a time; larger batches read the wide weights")
         self._natively = hardware.device == "cpu"

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scoring.tensor_parallel.joint_norms import is_joint
+
 
 def repeat_heads(model: Any, degree: int) -> None:
     """Make a model's key-value heads as many as ranks, in place; it answers as before.
@@ -17,6 +19,8 @@ def repeat_heads(model: Any, degree: int) -> None:
     for module in model.modules():
         keys, values = (getattr(module, name, None) for name in ("k_proj", "v_proj"))
         if isinstance(keys, nn.Linear) and isinstance(values, nn.Linear):
+            if is_joint(module):
+                module.k_norm.weight.data = _repeated(module.k_norm.weight.data, heads, degree // heads)
             for product in (keys, values):
                 _repeat(product, heads, degree // heads)
             module.num_key_value_groups = config.num_attention_heads // degree

@@ -21,6 +21,7 @@ from typing import Any
 from scoring.distributed.process_group import environment, join, leave
 from scoring.errors import RankLost
 from scoring.tensor_parallel.experts import cut_experts
+from scoring.tensor_parallel.joint_norms import cut_joint_norms
 from scoring.tensor_parallel.repeated_heads import repeat_heads
 
 START_S = 600.0  # timeout for a rank to load the model
@@ -52,6 +53,7 @@ def slice_model(model: Any, plan: ShardSpec, rank: int) -> None:
 
     repeat_heads(model, plan.degree)
     cut_experts(model, rank, plan.degree)
+    cut_joint_norms(model, rank, plan.degree)
     deepspeed = join(rank, plan.degree, plan.meeting, plan.device, plan.call_s)
     answers = model.can_generate() and not model.config.is_encoder_decoder
     head = model.get_output_embeddings() if answers else None

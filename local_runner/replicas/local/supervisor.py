@@ -98,7 +98,7 @@ class ReplicaProcess:
         self._tuning = tuning
         if self.condition is Condition.READY:
             with contextlib.suppress(*GONE):
-                await self._pass_on()
+                await self._tune()  # without adapters: a change of theirs may be under way, and this comes after it
 
     async def keep_adapters(self, wanted: Wanted, told: bool) -> None:
         """Have every process that is started later serve these adapters, and this one if it was not told of them."""
@@ -123,8 +123,11 @@ class ReplicaProcess:
             raise error_from_body(json.dumps(facts).encode(), facts["status"])
         return [AdapterRef(**each) for each in facts["adapters"]]
 
-    async def _pass_on(self) -> None:
+    async def _tune(self) -> None:
         await self._asked({"op": "tune", "tuning": self._tuning})
+
+    async def _pass_on(self) -> None:
+        await self._tune()
         told: Wanted | None = None
         while self._adapters is not None and told is not self._adapters:  # they may change meanwhile
             told = self._adapters

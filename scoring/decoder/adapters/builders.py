@@ -38,8 +38,15 @@ def build(model: Any, positions: int, team: TensorParallelGroup | None = None) -
     if part is not model:  # scale and cap of logits are of the family's own class, which has no part in this model
         built.logits_scale, built.logits_cap = 1.0, 0.0
     if team is not None:
+        if any(each.inner == _expert_width(part.config) for each in built.mixtures):
+            told = f"experts of width {_expert_width(part.config)} are not cut over {team.degree} ranks"
+            raise LoadError(f"The static decoder does not cover this slice: {told}.", "Choose another degree.")
         built.heads, built.kv_heads, built.team = built.heads // team.degree, built.kv_heads // team.degree, team
     return built
+
+
+def _expert_width(config: Any) -> int:
+    return int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
 
 
 def unsupported(config: Any) -> str:

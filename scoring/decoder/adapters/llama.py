@@ -2,7 +2,7 @@
 
 They differ in what a block adds to that layout, which is read from its modules: norms of queries and keys, norms after
 attention and MLP, fused products, windows, layers without rotary positions, and factors on embedding, residual and
-logits. Queries and keys are normalised per head, before rotation.
+logits. Queries and keys are normalised before rotation.
 """
 
 from typing import Any
@@ -19,21 +19,24 @@ from scoring.decoder.adapters.parts import (
     rotary_tables,
     steady_rotary,
 )
-from scoring.decoder.model import Attention, DecoderLayer, DecoderModel, Mlp, Norm, Rotary
+from scoring.decoder.model import Activation, Attention, DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm, Rotary
 
 #: model_type of the families.
 FAMILIES = (
-    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3",
-    "smollm3", "starcoder2",
+    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3",
+    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 _OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus its weight
 _ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
-_SAME_WINDOW = ("mistral", "phi3", "starcoder2")  # one window for all layers, in the config
+_SAME_WINDOW = ("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2")  # one window for all layers, in the config
 _INTERLEAVED = ("cohere2", "glm4")  # neighbouring elements form the rotated pairs
+_POST_ONLY = ("olmo2", "olmo3")  # their blocks have norms after attention and MLP alone
+_JOINT = _POST_ONLY  # their norms of queries and keys are over all heads together
 _POST_NORMS = {
     "gemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "gemma3_text": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "glm4": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    **dict.fromkeys(_POST_ONLY, ("post_attention_layernorm", "post_feedforward_layernorm")),
 }
 
 
@@ -61,21 +64,30 @@ def build(model: Any, positions: int) -> DecoderModel:
 
 
 def _layer(block: Any, index: int, config: Any, rotary: dict[str, Rotary]) -> DecoderLayer:
-    norm1 = _norm(block.input_layernorm, config)
+    norm1, norm2 = _norms_before(block, config)
     posts = [_norm(getattr(block, name), config) for name in _POST_NORMS.get(config.model_type, ())]
     if config.model_type == "cohere2":
         return DecoderLayer(
-            norm1, _attention(block.self_attn, index, config, rotary), norm1, _mlp(block.mlp, config), True
+            norm1, _attention(block.self_attn, index, config, rotary), norm2, _mlp(block.mlp, config), True
         )
-    before_mlp = getattr(block, "pre_feedforward_layernorm", None) or block.post_attention_layernorm
     return DecoderLayer(
         norm1,
         _attention(block.self_attn, index, config, rotary),
-        _norm(before_mlp, config),
+        norm2,
         _mlp(block.mlp, config),
         post1=posts[0] if posts else None,
         post2=posts[1] if posts else None,
     )
+
+
+def _norms_before(block: Any, config: Any) -> tuple[Norm | None, Norm | None]:
+    """Norms before attention and before the MLP."""
+    if config.model_type in _POST_ONLY:
+        return None, None
+    first = _norm(block.input_layernorm, config)
+    if config.model_type == "cohere2":
+        return first, first
+    return first, _norm(getattr(block, "pre_feedforward_layernorm", None) or block.post_attention_layernorm, config)
 
 
 def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) -> Attention:
@@ -89,18 +101,35 @@ def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) 
         _window(module, config),
         q_norm=_norm(module.q_norm, config) if normed else None,
         k_norm=_norm(module.k_norm, config) if normed else None,
+        jointly=config.model_type in _JOINT,
         rotary=_rotary_of(module, index, config, rotary),
         cap=float(getattr(config, "attn_logit_softcapping", None) or 0),
     )
 
 
-def _mlp(module: Any, config: Any) -> Mlp:
+def _mlp(module: Any, config: Any) -> Mlp | Mixture:
     activation = ACTIVATIONS[activation_name(config)]
+    if hasattr(module, "experts"):
+        return _experts(module, activation)
     if hasattr(module, "c_fc"):  # Starcoder 2
         return Mlp(linear(module.c_fc), linear(module.c_proj), activation)
     fused = getattr(module, "gate_up_proj", None)
     up = linear(fused) if fused is not None else linear(module.gate_proj, module.up_proj)
     return Mlp(up, linear(module.down_proj), activation, gated=True)
+
+
+def _experts(module: Any, activation: Activation) -> Mixture:
+    router, experts = module.gate, module.experts
+    for weight in (experts.gate_up_proj, experts.down_proj):
+        weight.data = weight.data.contiguous()
+    return Mixture(
+        Linear(router.weight.data),
+        experts.gate_up_proj.data,
+        experts.down_proj.data,
+        activation,
+        int(router.top_k),
+        bool(getattr(router, "norm_topk_prob", True)),
+    )
 
 
 def _norm(module: Any, config: Any) -> Norm:

@@ -48,6 +48,7 @@ class GenericModel:
     alibi: None = None
     team: TensorParallelGroup | None = None
     widths: tuple[int, int] = (0, 0)  # of an MLP's products, which are the module's
+    mixtures: tuple[()] = ()  # its experts are the module's too
     steady: int = 0  # its modules turn all rows of a forward alike: longer sequences are not for it
     compiled: dict[nn.Module, Forward] = field(default_factory=dict)  # layers that run by another forward
 

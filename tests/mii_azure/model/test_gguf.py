@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import mii_azure
 from mii_azure.errors import (
     ConfigMissing,
     MiiAzureError,
+    ModelInconsistent,
     NotAvailable,
     TokenizerMissing,
     WeightsCorrupt,
@@ -25,7 +27,7 @@ from mii_azure.model import gguf_conversion
 from mii_azure.model.folder import stored_tensors
 from mii_azure.model.gguf_conversion import converted
 from mii_azure.model.source import resolve
-from tests.tiny_gguf import finish, tiny_gguf
+from tests.tiny_gguf import SIZES, finish, tiny_gguf, write_gguf
 
 TEXT = "The river Aare runs through Bern, é 12."
 
@@ -85,15 +87,11 @@ def test_numbers_that_are_not_rounded_come_back_in_several_files(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from tests.tiny_causal import tiny_causal
-    from tests.tiny_gguf import SIZES
-
-    file = tiny_gguf(tmp_path / "tiny.gguf", kind="F32", tie_word_embeddings=False)
+    file, original, _ = write_gguf(tmp_path / "tiny.gguf", "llama", tie_word_embeddings=False, **SIZES)
     monkeypatch.setattr(gguf_conversion, "SHARD_BYTES", 1_000_000)
     folder = converted(file)
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(folder)
-    original = tiny_causal("llama", vocab_size=loaded.config.vocab_size, tie_word_embeddings=False, **SIZES)
     for name, weight in original.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
 
@@ -117,6 +115,14 @@ def test_a_plan_converts_nothing_and_tells_what_widening_costs(plain: Path, cach
     assert "Widened to bfloat16" in told["file"].reason and "--quantise int4" in told["file"].reason
     assert not cache.exists()
     assert mii_azure.plan("conversational", str(plain), quantise="int4").profile.shipped == "int4"
+
+
+def test_a_plan_needs_neither_torch_nor_ggufs_reader(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both take seconds, the reader ten of a large vocabulary."""
+    for name in ("torch", "transformers", "gguf.gguf_reader"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(gguf, "GGUFReader", None)
+    assert mii_azure.plan("text-generation", str(plain)).profile.vocab_size
 
 
 def test_rotary_factors_become_the_rule_that_they_come_from(tmp_path: Path) -> None:
@@ -180,7 +186,8 @@ def _odd_factors(writer: gguf.GGUFWriter) -> Iterable[str]:
         (_with(split__count=3), NotAvailable, "one part"),
         (_with(general__type="mmproj"), NotAvailable, "mmproj"),
         (_with(general__type="adapter"), NotAvailable, "adapter"),
-        (_with(llama__expert_count=8), NotAvailable, "mixture of experts"),
+        (_with(llama__expert_count=8), NotAvailable, "no place for 6 of"),
+        (_with(llama__expert_shared_count=1), NotAvailable, "llama.expert_shared_count .1., which has no place"),
         (_with(llama__rope__scaling__type="yarn"), NotAvailable, "scales its positions"),
         (_with("tokenizer.ggml.tokens"), TokenizerMissing, "no vocabulary"),
         (_with(tokenizer__ggml__model="bert"), NotAvailable, "tokenizer of the kind 'bert'"),
@@ -208,8 +215,8 @@ def test_what_cannot_be_served_is_refused_before_anything_is_written(
 
 
 def test_other_architectures_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(NotAvailable, match="'falcon'; converted are llama, qwen2, qwen3"):
-        resolve(str(_written(tmp_path / "a.gguf", "falcon", _tensor)))
+    with pytest.raises(NotAvailable, match=r"'rwkv7'; converted are llama, .*, qwen2"):
+        resolve(str(_written(tmp_path / "a.gguf", "rwkv7", _tensor)))
     with pytest.raises(NotAvailable, match="eyes or ears"):
         resolve(str(_written(tmp_path / "b.gguf", "clip", _tensor)))
     with pytest.raises(WeightsMissing, match="only a vocabulary"):
@@ -251,16 +258,30 @@ def test_which_file_of_a_folder(plain: Path, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(plain)
     assert resolve(str(tmp_path)).weights.widened
     (tmp_path / "c.gguf").symlink_to(plain)
-    with pytest.raises(NotAvailable, match="holds 2 GGUF files") as caught:
+    with pytest.raises(NotAvailable, match="holds 2 GGUF models") as caught:
         resolve(str(tmp_path))
     assert "b.gguf" in caught.value.hint
-    part = tmp_path / "parts"
-    part.mkdir()
-    for number in (1, 2):
-        (part / f"m-0000{number}-of-00002.gguf").symlink_to(plain)
-    with pytest.raises(NotAvailable, match="one part") as caught:
-        resolve(str(part))
-    assert "--merge" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("told", "refused"),
+    [
+        ({"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 64}, False),
+        ({"num_hidden_layers": 32}, True),
+        ({"text_config": {"hidden_size": 4096}}, True),
+    ],
+)
+def test_a_config_beside_it(told: dict[str, Any], refused: bool, plain: Path, tmp_path: Path) -> None:
+    """It is not read, but for what shows that it is another model's."""
+    (tmp_path / "tiny.gguf").symlink_to(plain)
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert resolve(str(tmp_path / "tiny.gguf")).config == resolve(str(plain)).config
+    if not refused:
+        assert resolve(str(tmp_path)).config == resolve(str(plain)).config
+        return
+    with pytest.raises(ModelInconsistent, match=r"and config.json beside it") as caught:
+        resolve(str(tmp_path))
+    assert "tiny.gguf" in caught.value.hint
 
 
 def test_without_gguf_the_extra_is_named(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_a_cache_over_slices_takes_a_share_of_its_memory_on_each_gpu():
 
 
 def test_slices_of_the_generic_tier_have_slots():
-    facts = plan(TASK, OPT_66B).profile.model_copy(update={"family": "mixtral"})
+    facts = plan(TASK, OPT_66B).profile.model_copy(update={"family": "qwen2_moe"})
     made = make_plan(make_spec(task=TASK, model="x", name="big"), facts, {})
     assert made.tensor_parallel == 2
     assert made.slots > 0

@@ -41,7 +41,7 @@ def test_greedy_tokens_equal_generate_in_every_bucket(family: str) -> None:
 EXPERTS = ("deepseek_v3", "mixtral", "qwen3_moe")
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2", "phi", "deepseek_v3", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "olmo", "phi", "deepseek_v3", "mixtral", "qwen3_moe"])
 def test_in_16_bits_its_forward_is_captured_and_verified(family: str) -> None:
     model = tiny_causal(family).to(torch.bfloat16).cuda()
     told = reference(model)
@@ -62,7 +62,7 @@ def test_sampled_tokens_equal_the_cpu_decoders() -> None:
         prompts = [prompt(model, length) for length in PROMPTS]
         return run(decoder, prompts, SamplingParams(1.1, 40, 0.9, 1.2, seed=17))
 
-    model = tiny_causal("olmo2")
+    model = tiny_causal("olmo")
     assert sampled(model) == sampled(model.cuda())
 
 

@@ -19,7 +19,7 @@ from tests.triton_stub import launchers_of
 
 def test_a_generic_models_launchers_read_no_norms() -> None:
     with launchers_of("scoring.decoder.generic.cuda_backend") as backend:
-        model = probe(tiny_causal("olmo2"), 128, "")
+        model = probe(tiny_causal("olmo"), 128, "")
         state = KVCache(model, 3, 128)
         made = backend.GenericStep(model, state, 3), backend.GenericPrefiller(model, state)
         assert [each._gains for each in (*made, backend.GenericDraftStep(model, state))] == [{}] * 3

@@ -31,7 +31,7 @@ MIXED = {
     "gpt_oss": "SF",
     "olmo3": "SSFS",
 }
-TIERS = {"gpt_oss": "generic", "olmo3": "generic"}
+TIERS = {"gpt_oss": "generic"}
 _NAMES = {"S": "sliding_attention", "F": "full_attention"}
 
 

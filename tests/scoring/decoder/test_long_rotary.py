@@ -109,7 +109,7 @@ def test_sequences_that_grow_long_are_computed_anew_and_lose_no_token(tiny: Tiny
 
 
 def test_the_generic_tier_takes_the_short_ones_and_leaves_the_others() -> None:
-    model = long_model("mixtral")
+    model = long_model("olmoe")
     decoder = Decoder(model, slots=1, max_length=CONTEXT)
     assert (decoder.tier, decoder.max_length, decoder.full_length) == ("generic", STEADY, STEADY)
     ids = prompt(model, 60)

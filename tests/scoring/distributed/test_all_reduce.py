@@ -77,7 +77,9 @@ def test_steps_over_two_ranks_match_the_whole_model(family: str, rows: list[int]
             before = threads.sums[team.rank]
             launcher.step(len(rows))
             sums = threads.sums[team.rank] - before
-            assert sums == len(model.layers) * (1 if model.layers[0].parallel else 2) + 1  # and the tokens
+            layer = model.layers[0]
+            each = (1 if layer.parallel else 2) + layer.attention.jointly  # the squares of queries and keys
+            assert sums == len(model.layers) * each + 1  # and the tokens
             logits = launcher.buffers.logits if len(rows) <= 2 else launcher.buffers.narrow
             found.append(logits[: len(rows)].clone())
         assert torch.equal(state.tokens[slots], whole.tokens[slots])
@@ -112,7 +114,7 @@ def test_int8_slices_match_their_widened_reference(family: str, tmp_path: Path) 
     assert max(Threads(2).run(work)) <= 1e-4
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gptj", "olmo2", "opt"])
 def test_prompts_over_two_ranks_match_the_whole_model(family: str, tmp_path: Path) -> None:
     hf_model = tiny(family, tmp_path)
     model = build(hf_model, 128)

@@ -31,8 +31,8 @@ DECODERS = {
     "gemma embeddings": ("Gemma3TextModel", SIZES | _HEADS | {"use_bidirectional_attention": True}),
 }
 #: Largest relative error of the tiny models, whose initial weights are larger than a trained model's; int8's is that of
-#: two logits near zero.
-ALLOWED = {"float32": 1e-5, "bfloat16": 2e-2, "int8": 3e-1}
+#: two logits near zero. Of five draws of GTE's weights, transformers in bfloat16 errs by up to 0.027 itself.
+ALLOWED = {"float32": 1e-5, "bfloat16": 3e-2, "int8": 3e-1}
 NO_INT8 = cpu_autotune.missing("int8", cpu_autotune.cpu_flags())
 NO_BFLOAT16 = "" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "oneDNN has no bfloat16 here"
 if NO_INT8:

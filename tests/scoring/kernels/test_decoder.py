@@ -392,15 +392,15 @@ def test_slots_are_opened_together_as_one_by_one(tmp_path: Path) -> None:
         record(0, SamplingParams(forbidden=(1, 2, 3, 4, 5)))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "olmo2"])
 def test_int8_weights_match_their_widened_reference(family: str, tmp_path: Path) -> None:
     compare(tiny(family, tmp_path).to(DEVICE), [3, 1], quantised="int8")
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "w4a16-rows"])
-@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt", "olmo2"])
 def test_int4_weights_are_the_stored_ones(family: str, method: str, tmp_path: Path) -> None:
-    """Norms of both kinds, gates, biases, heads in groups and heads of their own; with and without zero points."""
+    """Norms of both kinds and none, gates, biases, heads in groups and of their own; with and without zero points."""
     hf_model = tiny(family, tmp_path / "wide")
     hf_model.save_pretrained(tmp_path / "wide")
     publish(tmp_path / "wide", tmp_path / method, method)
@@ -408,10 +408,12 @@ def test_int4_weights_are_the_stored_ones(family: str, method: str, tmp_path: Pa
     compare(loaded.eval().to(DEVICE), [3, 1], quantised="int4")
 
 
-def test_products_cut_in_several_passes(tmp_path: Path) -> None:
-    hf_model = tiny("qwen2", tmp_path).to(DEVICE)
+@pytest.mark.parametrize("family", ["qwen2", "mixtral"])
+def test_products_cut_in_several_passes(family: str, tmp_path: Path) -> None:
+    hf_model = tiny(family, tmp_path).to(DEVICE)
     _, reference, launcher = prepared(hf_model, 2)
-    launcher.tiles = {name: GemvTile(32, 16, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    names = ("qkv", "out", "gated", "down", "router", "experts", "mixed", "head")
+    launcher.tiles = {name: GemvTile(32, 16, 1) for name in names}
     slots = torch.tensor([1, 0], device=DEVICE)
     launcher.buffers.slots[:2] = slots.int()
     with torch.inference_mode():

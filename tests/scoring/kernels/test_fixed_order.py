@@ -70,7 +70,9 @@ def test_fixed_steps_and_prompts_match_the_reference(family: str, tmp_path: Path
     assert (made.step({2: 8, 4: 7}) - expected).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize(("family", "span"), [("llama", 64), ("qwen3", 256), ("gemma2", 64), ("bloom", 64)])
+@pytest.mark.parametrize(
+    ("family", "span"), [("llama", 64), ("qwen3", 256), ("gemma2", 64), ("bloom", 64), ("olmo3", 64), ("qwen3_moe", 64)]
+)
 @torch.inference_mode()
 def test_rows_are_the_same_bits_in_any_company(
     family: str, span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,7 @@ def invariant(**options: Any) -> StaticDecode:
 def test_it_is_the_fused_tiers_alone_on_one_device() -> None:
     assert invariant().applies(FACTS, H100, LATENCY).take
     reasons = {
-        "generic tier": invariant().applies(replace(FACTS, family="mixtral"), H100, LATENCY),
+        "generic tier": invariant().applies(replace(FACTS, family="olmoe"), H100, LATENCY),
         "several GPUs": invariant(slicing=TensorParallel(2)).applies(FACTS, replace(H100, gpus=2), LATENCY),
         "who else uses them": invariant().applies(
             replace(FACTS, adapters=2), Hardware("cpu", "cpu", (0, 0), 0, 0, False), LATENCY

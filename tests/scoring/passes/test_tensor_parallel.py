@@ -108,7 +108,7 @@ def test_the_static_decoder_serves_slices_and_counts_its_share_of_their_memory()
 def test_what_is_not_sliced_counts_the_whole_memory() -> None:
     told = _chosen(Optimisation(off=("tensor_slicing",)))
     assert "a cache of 1,024 tokens need 13.2 GiB; choose a larger GPU" in told["static_decode"]
-    other = _chosen(Optimisation(), replace(LLAMA, family="mixtral"))
+    other = _chosen(Optimisation(), replace(LLAMA, family="qwen2_moe"))
     assert other["tensor_slicing"].startswith("take")
     assert other["static_decode"].startswith("take: generic tier")
     assert other["static_decode"].endswith("on each of 2 GPUs")

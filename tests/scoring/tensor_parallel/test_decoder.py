@@ -98,19 +98,24 @@ class TestDecoder:
         assert len(decoder.tables.blocks(1)) <= 6 + 3
 
     @pytest.mark.parametrize("family", [each for each in SLICED_DECODERS if each not in STATIC_DECODE.served])
-    def test_experts_are_cut_too_and_served_by_the_generic_tier(self, family: str, many: Many, tmp_path: Path) -> None:
+    def test_what_has_no_adapter_is_served_by_the_generic_tier(self, family: str, many: Many, tmp_path: Path) -> None:
+        """Experts are cut too."""
         plain = tiny_causal(family)
         plain.save_pretrained(tmp_path)
         model = many.slice(tmp_path)
         decoder = SlicedDecoder(model, 3, 96, many.ranks)
         assert (decoder.tier, decoder.model.heads, decoder.model.kv_heads) == ("generic", 2, 1)
         experts = [sum(p.numel() for p in each.parameters() if p.ndim == 3) for each in (model, plain)]
-        assert 2 * experts[0] == experts[1] > 0
+        assert 2 * experts[0] == experts[1]
+        assert (experts[1] > 0) == (family != "olmo")
         assert max(errors(decoder, reference(plain)()).values()) < 1e-5
         _join_and_leave(decoder, plain)
 
-    def test_key_value_heads_fewer_than_ranks_are_repeated(self, many: Many, tiny: Tiny, tmp_path: Path) -> None:
-        source = tiny("qwen2", TASK)  # its keys and values have biases
+    @pytest.mark.parametrize("family", ["qwen2", "olmo2"])  # keys have biases, and a norm of all heads
+    def test_key_value_heads_fewer_than_ranks_are_repeated(
+        self, family: str, many: Many, tiny: Tiny, tmp_path: Path
+    ) -> None:
+        source = tiny(family, TASK)
         config = AutoConfig.from_pretrained(source, num_key_value_heads=1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -1,0 +1,182 @@
+"""GGUF of each architecture, written as llama.cpp's converter does: the model that it came from, to the last number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+
+from mii_azure.errors import MiiAzureError, NotAvailable
+from mii_azure.model.folder import stored_tensors
+from mii_azure.model.gguf_architectures import architectures
+from mii_azure.model.gguf_conversion import converted
+from mii_azure.model.profile import profile
+from mii_azure.model.source import resolve
+from tests.tiny_gguf import NAMES, Kind, write_gguf
+
+TEXT = "The river Aare runs through Bern, é 12345\n\n  日本 🙂 e\u0301 don't."
+_GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 8}
+_LONG: dict[str, Any] = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32}
+_LONG |= {"long_factor": [1.5, 2.5, 3.5, 4.5], "short_factor": [1.0, 1.1, 1.2, 1.3]}
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+_LINEAR = {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}
+_NEAR = {"rope_type": "default", "rope_theta": 1e4}
+_SCALES = {"attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "logits_scaling": 2.0}
+_SMOLLM3 = {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "layer_types": None}
+_FALCON_7B: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": True, "num_kv_heads": None}
+_OF_FILES = {"model", "widened", "weight_bytes"}
+_SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": None}
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope_parameters": _LINEAR}),
+    ("mixtral", {}),
+    ("smollm3", _SMOLLM3),
+    ("granite", _SCALES),
+    ("qwen2", {"rope_parameters": _YARN}),
+    ("qwen3", {"head_dim": 16}),
+    ("qwen2_moe", {}),
+    ("qwen3_moe", {"norm_topk_prob": True}),
+    ("gemma", {}),
+    ("gemma2", _GEMMA | {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0}),
+    ("gemma3_text", _GEMMA | _SIX | {"rope_parameters": {"full_attention": _LINEAR, "sliding_attention": _NEAR}}),
+    ("phi3", {}),
+    ("phi3", {"rope_parameters": _LONG, "original_max_position_embeddings": 32, "sliding_window": None}),
+    ("starcoder2", {"sliding_window": 4096}),
+    ("stablelm", {}),
+    ("stablelm", {"use_qkv_bias": True, "use_parallel_residual": True}),
+    ("nemotron", {}),
+    ("olmo2", {}),
+    ("gpt2", {}),
+    ("falcon", _FALCON_7B),
+    ("falcon", {}),
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MII_AZURE_MODEL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_every_architecture_is_held() -> None:
+    assert {NAMES.get(family, family) for family, _ in FAMILIES} == architectures().keys()
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=lambda each: each if isinstance(each, str) else "")
+def test_it_is_the_model_that_it_came_from(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Equal settings, tensors, tokens and logits; what is planned is what is written."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    file, original, tokenizer = write_gguf(tmp_path / "tiny.gguf", family, **changes)
+    facts, folder = resolve(str(file)), converted(file)
+    stored = stored_tensors(folder)
+    assert {each.name: each for each in facts.weights.compared}.items() <= stored.items()
+    assert facts.weights.bytes == sum(each.bytes for each in stored.values())
+    planned, written = (profile(each).model_dump(exclude=_OF_FILES) for each in (facts, resolve(str(folder))))
+    assert planned == written
+    model, told = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert type(model) is type(original) and not told["missing_keys"] and not told["unexpected_keys"]
+    assert _settings(original) == _settings(model)
+    tokens = tokenizer(TEXT, return_tensors="pt").input_ids
+    assert AutoTokenizer.from_pretrained(folder)(TEXT).input_ids == tokens[0].tolist()
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, original(tokens).logits)
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """Settings of a configuration that an answer depends on."""
+    told = model.config.to_dict()
+    for name in ("_name_or_path", "architectures", "dtype", "initializer_range"):
+        told.pop(name, None)
+    if model.config.model_type == "qwen3_moe":
+        told["head_dim"] = told.get("head_dim") or model.config.hidden_size // model.config.num_attention_heads
+    if told.get("multi_query") and not told["new_decoder_architecture"]:
+        told["num_kv_heads"] = 1  # whatever its configuration says
+    return dict(told)
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "mixtral"])
+def test_experts_that_are_quantised(family: str, tmp_path: Path) -> None:
+    from gguf.quants import dequantize, quantize
+    from safetensors import safe_open
+
+    file, original, _ = write_gguf(tmp_path / "tiny.gguf", family, "Q8_0", num_attention_heads=1, head_dim=32)
+    weights = original.state_dict()
+    down = next(name for name in weights if name.endswith("1.mlp.experts.down_proj"))
+    rounded = dequantize(quantize(weights[down].numpy(), Kind.Q8_0), Kind.Q8_0)
+    folder = converted(file)
+    parts = ("1.block_sparse_moe.experts.3.w2.weight", "1.mlp.experts.3.down_proj.weight")
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        (name,) = (each for each in stored_tensors(folder) if each.endswith(parts))
+        assert torch.equal(stored.get_tensor(name), torch.from_numpy(rounded[3]).bfloat16())
+
+
+def _set(**told: Any) -> Callable[[gguf.GGUFWriter], Iterable[str]]:
+    def parts(writer: gguf.GGUFWriter) -> Iterable[str]:
+        for key, value in told.items():
+            add = {float: writer.add_float32, bool: writer.add_bool, list: writer.add_array}.get(type(value))
+            writer.kv_data[0].pop(key.replace("__", "."), None)
+            (add or writer.add_uint32)(key.replace("__", "."), value)
+        return []
+
+    return parts
+
+
+def _without(*names: str) -> Callable[[gguf.GGUFWriter], Iterable[str]]:
+    return lambda _: names
+
+
+@pytest.mark.parametrize(
+    ("family", "parts", "told"),
+    [
+        ("gemma2", _without("gemma2.attention.sliding_window"), "have no gemma2.attention.sliding_window"),
+        ("phi3", _without("phi3.attention.sliding_window"), "have no phi3.attention.sliding_window"),
+        ("granite", _without("granite.logit_scale"), "have no granite.logit_scale"),
+        ("qwen2", _without("qwen2.attention.layer_norm_rms_epsilon"), "have no qwen2.attention.layer_norm_rms_epsilon"),
+        ("phi3", _set(phi3__rope__scaling__type=2), "scales its positions"),
+        ("qwen2", _set(qwen2__attention__scale=0.5), "qwen2.attention.scale .0.5., which has no place"),
+        ("qwen2", _set(qwen2__attention__causal=False), "is no decoder"),
+        ("qwen2", _set(qwen2__attention__head_count=[4, 2]), "head_count is .4, 2."),
+        ("qwen2", _set(qwen2__attention__key_length=16), "a head has 16 numbers"),
+        ("qwen3", _set(qwen3__attention__value_length=16), "different widths"),
+        ("qwen3", _set(qwen3__rope__dimension_count=4), "turns 4 of 8"),
+        ("qwen3", _set(qwen3__expert_count=8), "mixture of experts of the architecture 'qwen3'"),
+        ("falcon", _set(falcon__tensor_data_layout=1, falcon__alibi=True), "falcon.alibi"),
+        ("gemma3_text", _set(gemma3__attention__sliding_window_pattern=[True]), "a pattern of 1 layers"),
+        ("llama", _set(llama__vocab_size=7), "embeddings, .* and says 7"),
+    ],
+)
+def test_a_setting_without_a_place_is_refused(
+    family: str, parts: Callable[[gguf.GGUFWriter], Iterable[str]], told: str, tmp_path: Path
+) -> None:
+    file, _, _ = write_gguf(tmp_path / "tiny.gguf", family, parts=parts)
+    with pytest.raises(MiiAzureError, match=told) as caught:
+        resolve(str(file))
+    assert caught.value.hint
+
+
+def test_falcon_with_some_keys_for_all_heads_is_refused(tmp_path: Path) -> None:
+    file, _, _ = write_gguf(tmp_path / "a.gguf", "falcon", parts=_set(falcon__attention__head_count_kv=2), **_FALCON_7B)
+    with pytest.raises(NotAvailable, match=r"falcon.attention.head_count_kv 2; read is 1"):
+        resolve(str(file))
+
+
+@pytest.mark.parametrize(("family", "layers", "told"), [("gemma2", 46, 8), ("gemma3_text", 62, 8), ("gemma2", 2, 4)])
+def test_the_largest_gemma_scales_by_its_width(family: str, layers: int, told: int, tmp_path: Path) -> None:
+    """GGUF does not carry it: llama.cpp knows it by the number of layers."""
+    file, _, _ = write_gguf(
+        tmp_path / "a.gguf", family, num_hidden_layers=layers, layer_types=None, head_dim=4, **_GEMMA
+    )
+    assert resolve(str(file)).config["query_pre_attn_scalar"] == told
+
+
+def test_a_pattern_of_windows_that_the_file_tells(tmp_path: Path) -> None:
+    pattern = _set(gemma3__attention__sliding_window_pattern=[True, True, False] * 2, gemma3__attention__scale=0.25)
+    file, _, _ = write_gguf(tmp_path / "a.gguf", "gemma3_text", parts=pattern, **_GEMMA, **_SIX)
+    config = resolve(str(file)).config
+    assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"] * 2
+    assert config["query_pre_attn_scalar"] == 16
