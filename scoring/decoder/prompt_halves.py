@@ -37,7 +37,7 @@ class PromptHalves:
     def run(
         self, parts: Sequence[Part], tokens: Tensor, forward: Callable[[Sequence[Part], Tensor], Tensor]
     ) -> Tensor | None:
-        """What `forward` gives for each part [parts, ...], computed in halves; None where they are not worth it."""
+        """Rows of `forward` for each part [parts, ...], computed in halves; None where they are not worth it."""
         counts = [count for _, _, count in parts]
         halves = halves_of(counts) if torch.get_num_threads() == _THREADS else None
         if halves is None:
