@@ -135,7 +135,7 @@ def _split(name: str, way: Mapping[str, Any]) -> Any:
         three = pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), behavior="isolated")
         digits = pre_tokenizers.Digits(individual_digits=False)
         return pre_tokenizers.Sequence([pre_tokenizers.Punctuation("contiguous"), usual, digits, three])
-    if name not in GGUF_PRE_TOKENIZER_SPLITS:
+    if way.get("split") == "words":
         return usual
     split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
