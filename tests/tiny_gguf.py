@@ -34,7 +34,14 @@ SIZES: dict[str, Any] = {
     "head_dim": 64,
 }
 #: GGUF's names of architectures, where transformers has another.
-NAMES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
+NAMES = {
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+    "cohere": "command-r",
+    "phi": "phi2",
+}
 _INTERLEAVED = ("llama", "smollm3", "granite")
 _ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")
 _NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6
@@ -127,7 +134,10 @@ def _groups(config: Any) -> int:
 
 def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: dict[str, Any]) -> None:
     """What only some architectures have."""
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("command-r", "cohere2"):
+        writer.add_logit_scale(config.logit_scale)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if architecture in ("gemma2", "gemma3", "cohere2"):
         writer.add_sliding_window(config.sliding_window)
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)

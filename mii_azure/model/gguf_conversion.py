@@ -46,17 +46,21 @@ def _digest(files: tuple[Path, ...]) -> str:
 
 
 def _fill(found: GgufFile, draft: Path) -> None:
-    """Write config.json, tokenizer and weights into draft/model."""
-    target = draft / "model"
-    target.mkdir()
-    _write_config(found, target)
-    tokenizer_of(found.header, found.settings["model_max_length"]).save_pretrained(target)
+    """Write the folder as draft/model, and tell what it costs."""
     wide = sum(each.bytes for each in found.wide)
     sys.stderr.write(
         f"Widening {found.file.name} from {found.kind} to {found.dtype}:"
         f" {found.bytes / 1e6:,.1f} MB become {wide / 1e6:,.1f} MB\n"
     )
     sys.stderr.flush()
+    (draft / "model").mkdir()
+    write_folder(found, draft / "model")
+
+
+def write_folder(found: GgufFile, target: Path) -> None:
+    """Write config.json, tokenizer and weights into an empty folder; see `converted` for what is raised."""
+    _write_config(found, target)
+    tokenizer_of(found.header, found.settings["model_max_length"]).save_pretrained(target)
     _write_weights(found, target)
 
 
