@@ -34,7 +34,14 @@ SIZES: dict[str, Any] = {
     "head_dim": 64,
 }
 #: GGUF's names of architectures, where transformers has another.
-NAMES = {"mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}
+NAMES = {
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "gemma3_text": "gemma3",
+    "cohere": "command-r",
+    "phi": "phi2",
+}
 _INTERLEAVED = ("llama", "smollm3", "granite")
 _ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")
 _NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6
@@ -51,14 +58,17 @@ def tiny_gguf(
 
 
 def write_gguf(
-    path: Path, family: str, kind: str = "F32", parts: Parts | None = None, **changes: Any
+    path: Path, family: str, kind: str = "F32", parts: Parts | None = None, split: int = 0, **changes: Any
 ) -> tuple[Path, Any, PreTrainedTokenizerBase]:
-    """Write a model as `tiny_gguf` does, as small as `tiny_causal` makes it; file, model and tokenizer."""
+    """Write a model as `tiny_gguf` does, as small as `tiny_causal` makes it; file, model and tokenizer.
+
+    With `split` it becomes parts of so many tensors, whose names gguf derives from the path's.
+    """
     tokenizer, vocabulary = tokenizer_of(family)
     numbers = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     model = tiny_causal(family, **({"vocab_size": len(tokenizer)} | numbers | changes))
     architecture = NAMES.get(family, family)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     write_settings(writer, model.config, architecture)
     write_vocabulary(writer, tokenizer, *vocabulary)
     write_weights(writer, model, Kind[kind], architecture)
@@ -124,7 +134,10 @@ def _groups(config: Any) -> int:
 
 def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: dict[str, Any]) -> None:
     """What only some architectures have."""
-    if architecture in ("gemma2", "gemma3"):
+    if architecture in ("command-r", "cohere2"):
+        writer.add_logit_scale(config.logit_scale)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+    if architecture in ("gemma2", "gemma3", "cohere2"):
         writer.add_sliding_window(config.sliding_window)
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)

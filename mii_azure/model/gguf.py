@@ -5,21 +5,22 @@ data/gguf.json has every name, shape and setting that is carried over; what has 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mii_azure.errors import NotAvailable, TokenizerMissing, WeightsCorrupt, WeightsMissing
+from mii_azure.errors import ModelInconsistent, NotAvailable, TokenizerMissing, WeightsCorrupt, WeightsMissing
+from mii_azure.model import configs
+from mii_azure.model.files import contained
 from mii_azure.model.folder import pickle_files, weigh
 from mii_azure.model.gguf_architectures import Architecture, TensorPlace, architecture_of, architectures, places
 from mii_azure.model.gguf_config import LONG, ROTARY, SHORT, config_of, number, sizes_of
-from mii_azure.model.gguf_header import COPY, ORIGINAL, Entry, Header, TextList, read_header
+from mii_azure.model.gguf_header import COPY, ORIGINAL, Entry, Header, TextList
+from mii_azure.model.gguf_parts import only_file, read_whole
 from mii_azure.model.gguf_tokenizer import refuse_unknown
-from mii_azure.model.resolved import WEIGHTS, Model
+from mii_azure.model.resolved import WEIGHTS, Model, read_settings
 from mii_azure.model.safetensors import Tensor
 
-_PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-_MERGE = "Merge its parts, llama-gguf-split --merge FIRST-PART OUTPUT.gguf, and give the one file."
+_SIZES = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count", "attention.head_count_kv")
 _SHORT = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -40,6 +41,11 @@ class GgufFile(NamedTuple):
         return self.header.file
 
     @property
+    def bytes(self) -> int:
+        """Size of the file, of all its parts together."""
+        return sum(each.stat().st_size for each in self.header.files)
+
+    @property
     def wide(self) -> list[Tensor]:
         """Tensors as a safetensors file of the widened model has them."""
         return [each for _, place in self.placed for each in self.widened(place)]
@@ -52,24 +58,27 @@ class GgufFile(NamedTuple):
 def gguf_file(path: Path) -> Path | None:
     """GGUF file that a path stands for: itself, or the only one of a folder without other weights; None without one.
 
-    Raises NotAvailable for a folder of several.
+    Of several parts it is the first. Raises NotAvailable for a folder of several models.
     """
     if path.is_file():
         return path if path.suffix == ".gguf" else None
     found = sorted(each for each in path.glob("*.gguf") if not each.name.startswith("mmproj"))
     if not found or any(path.glob("*.safetensors")) or pickle_files(path):
         return None
-    if len(found) > 1 and not _PART.search(found[0].name):
-        raise NotAvailable(f"{path} holds {len(found)} GGUF files.", f"Give one of them, such as {found[0]}.")
-    return found[0]
+    return only_file(path, found)
 
 
-def read_gguf(file: Path, name: str) -> Model:
-    """Read a GGUF file's facts; raises NotAvailable and the ModelError branch for one that cannot be served."""
+def read_gguf(file: Path, name: str, folder: Path | None = None) -> Model:
+    """Read a GGUF file's facts; raises NotAvailable and the ModelError branch for one that cannot be served.
+
+    Where a folder was given, a config.json there may tell no other sizes: it is not read otherwise.
+    """
     found = read_checkpoint(file)
+    if folder is not None and (folder / "config.json").is_file():
+        _refuse_other_sizes(found, read_settings(contained(folder, "config.json")))
     wide = found.wide
     weights = weigh(found.config, wide, sum(each.bytes for each in wide))
-    widened = f"GGUF {found.kind}, {file.stat().st_size / 1e6:,.1f} MB"
+    widened = f"GGUF {found.kind}, {found.bytes / 1e6:,.1f} MB"
     names = frozenset({"config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"})
     settings = {"tokenizer_config.json": found.settings}
     return Model(name, "folder", found.config, weights._replace(widened=widened), None, None, settings, names)
@@ -81,10 +90,8 @@ def read_checkpoint(file: Path) -> GgufFile:
     Raises NotAvailable for what is not converted, WeightsCorrupt for a damaged file, and WeightsMissing, ConfigMissing
     or TokenizerMissing for a part that it lacks.
     """
-    if _PART.search(file.name):
-        raise NotAvailable(f"{file.name} is one part of a GGUF of several.", _MERGE)
     _require_package()
-    header = read_header(file)
+    header = read_whole(file)
     found = _architecture(header)
     _require_parts(header)
     kinds: dict[str, int] = {}
@@ -99,6 +106,19 @@ def read_checkpoint(file: Path) -> GgufFile:
     return GgufFile(header, found, _placed(header, found, config), config, settings, kind, dtype)
 
 
+def _refuse_other_sizes(found: GgufFile, beside: dict[str, Any]) -> None:
+    """Raise ModelInconsistent for a config.json of another model."""
+    text = configs.value(beside, "text_config", dict) or beside
+    for key in _SIZES:
+        name = found.found.settings.get(key, "")
+        told = text.get(name, found.config.get(name))
+        if told != found.config.get(name):
+            raise ModelInconsistent(
+                f"{found.file.name} has {name} {found.config[name]}, and config.json beside it {told}.",
+                f"Give the file itself, {found.file}, if config.json is another model's.",
+            )
+
+
 def _require_package() -> None:
     try:
         import gguf  # noqa: F401
@@ -111,8 +131,6 @@ def _require_package() -> None:
 def _architecture(header: Header) -> Architecture:
     """Architecture of a file; raises NotAvailable for one that holds no whole language model of a known one."""
     name, kind = header.file.name, header.fields.get("general.type")
-    if (header.fields.get("split.count") or 0) > 1:
-        raise NotAvailable(f"{name} is one part of a GGUF of several.", _MERGE)
     if header.architecture == "clip" or kind == "mmproj":
         raise NotAvailable(f"{name} holds the eyes or ears of a model (mmproj).", "Give its text model's file.")
     if kind == "adapter":

@@ -37,8 +37,6 @@ _READ = frozenset(
         "rope.scaling.attn_factor",
     ]
 )
-#: Keys of architectures whose layers see a window.
-_OF_WINDOWS = frozenset(("attention.sliding_window_pattern", "attention.scale"))
 #: Keys that change no answer: whether a scale was trained with, and what embeddings are made of.
 _SILENT = frozenset(("rope.scaling.finetuned", "pooling_type", "expert_used_count"))
 _SIZES = {"h": "embedding_length", "f": "feed_forward_length", "p": "context_length"}
@@ -61,7 +59,8 @@ def config_of(header: Header, found: Architecture) -> dict[str, Any]:
                 f"{header.file.name} has {header.architecture}.{key} {_shown(told)}; read is {found.fixed[name]}.",
                 ORIGINAL,
             )
-    for key in (*_SIZES.values(), "block_count", "attention.head_count", *found.required):
+    epsilons = (key for key in found.settings if key.endswith("_epsilon"))
+    for key in (*_SIZES.values(), "block_count", "attention.head_count", *epsilons, *found.required):
         if header.get(key) is None:
             raise _unusual(header, f"they have no {header.architecture}.{key}")
     if "attention.head_count_kv" in found.settings:
@@ -85,7 +84,7 @@ def sizes_of(header: Header, config: dict[str, Any]) -> dict[str, int]:
     sizes = {letter: number(header, key) for letter, key in _SIZES.items()}
     heads, width = number(header, "attention.head_count"), _width(header)
     groups = number(header, "attention.head_count_kv") if header.get("attention.head_count_kv") else heads
-    sizes |= {"d": width, "q": heads * width, "k": groups * width}
+    sizes |= {"d": width, "n": heads, "g": groups, "q": heads * width, "k": groups * width}
     more = {"e": ("num_experts", "num_local_experts"), "m": ("moe_intermediate_size",), "v": ("vocab_size",)}
     more["s"] = ("shared_expert_intermediate_size",)
     for letter, names in more.items():
@@ -126,7 +125,9 @@ def _refuse_unread(header: Header, found: Architecture) -> None:
     """Raise NotAvailable for a key of the architecture that nothing here reads."""
     prefix = f"{header.architecture}."
     read = _READ | _SILENT | found.settings.keys() | set(found.ignored)
-    read |= (_OF_WINDOWS if found.full_every else set()) | ({"rope.freq_base_swa"} if found.window_rope else set())
+    read |= {"attention.sliding_window_pattern"} if found.full_every else set()
+    read |= {"attention.scale"} if found.scaled_by_width_at else set()
+    read |= {"rope.freq_base_swa"} if found.window_rope else set()
     for name, told in header.fields.items():
         key = name.removeprefix(prefix)
         if name.startswith(prefix) and key not in read and told not in (0, None, False):

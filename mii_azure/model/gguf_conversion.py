@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import partial
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +32,35 @@ def converted(file: Path) -> Path:
     import transformers
 
     found = read_checkpoint(file)
-    with file.open("rb") as opened:
-        digest = file_digest(opened, "sha256").hexdigest()
-    name = f"gguf-{digest[:32]}-t{transformers.__version__}-r{REVISION}"
+    name = f"gguf-{_digest(found.header.files)[:32]}-t{transformers.__version__}-r{REVISION}"
     return made_once(name, name, partial(_fill, found))
 
 
+def _digest(files: tuple[Path, ...]) -> str:
+    """SHA-256 of a file, or of its parts' one after the other."""
+    digests = []
+    for file in files:
+        with file.open("rb") as opened:
+            digests.append(file_digest(opened, "sha256").hexdigest())
+    return digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+
+
 def _fill(found: GgufFile, draft: Path) -> None:
-    """Write config.json, tokenizer and weights into draft/model."""
-    target = draft / "model"
-    target.mkdir()
-    _write_config(found, target)
-    tokenizer_of(found.header, found.settings["model_max_length"]).save_pretrained(target)
+    """Write the folder as draft/model, and tell what it costs."""
     wide = sum(each.bytes for each in found.wide)
-    before = found.file.stat().st_size
     sys.stderr.write(
         f"Widening {found.file.name} from {found.kind} to {found.dtype}:"
-        f" {before / 1e6:,.1f} MB become {wide / 1e6:,.1f} MB\n"
+        f" {found.bytes / 1e6:,.1f} MB become {wide / 1e6:,.1f} MB\n"
     )
     sys.stderr.flush()
+    (draft / "model").mkdir()
+    write_folder(found, draft / "model")
+
+
+def write_folder(found: GgufFile, target: Path) -> None:
+    """Write config.json, tokenizer and weights into an empty folder; see `converted` for what is raised."""
+    _write_config(found, target)
+    tokenizer_of(found.header, found.settings["model_max_length"]).save_pretrained(target)
     _write_weights(found, target)
 
 
@@ -105,7 +115,7 @@ def _widened(found: GgufFile, tensor: Entry, place: TensorPlace) -> Iterator[tup
     import torch
     from gguf.quants import dequantize
 
-    data, dtype = stored(found.file, tensor), getattr(torch, found.dtype)
+    data, dtype = stored(tensor), getattr(torch, found.dtype)
     parts = data if place.undo == "each" else [data]
     for (name, shape), part in zip(place.wide, parts, strict=True):
         weights = _in_order(found, tensor.name, place.undo, dequantize(part, tensor.kind))

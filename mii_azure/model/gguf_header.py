@@ -48,6 +48,7 @@ class Entry(NamedTuple):
     name: str
     kind: Any  # gguf's GGMLQuantizationType
     shape: tuple[int, ...]  # in PyTorch's order
+    file: Path
     at: int
     bytes: int
 
@@ -58,6 +59,7 @@ class Header(NamedTuple):
     file: Path
     fields: Mapping[str, Any]  # numbers, texts, lists of numbers, TextList
     tensors: list[Entry]
+    files: tuple[Path, ...]  # the file, or all of its parts
 
     def get(self, key: str) -> Any:
         """Value of a key of the architecture, such as "block_count"; None without it."""
@@ -86,17 +88,17 @@ def read_header(file: Path) -> Header:
                 raise WeightsCorrupt(f"{file.name} is damaged or cut short: {error}.", COPY, str(file)) from error
 
 
-def numbers(file: Path, tensor: Entry) -> list[float]:
+def numbers(tensor: Entry) -> list[float]:
     """Numbers of a small tensor in float32."""
-    return [float(str(each)) for each in stored(file, tensor).astype("float32").flatten()]
+    return [float(str(each)) for each in stored(tensor).astype("float32").flatten()]
 
 
-def stored(file: Path, tensor: Entry) -> Any:
+def stored(tensor: Entry) -> Any:
     """Array of a tensor as gguf's `dequantize` takes it: floats, or rows of bytes."""
     import numpy as np
 
     form = {"F32": np.float32, "F16": np.float16, "F64": np.float64}.get(tensor.kind.name, np.uint8)
-    flat = np.fromfile(file, form, tensor.bytes // np.dtype(form).itemsize, offset=tensor.at)
+    flat = np.fromfile(tensor.file, form, tensor.bytes // np.dtype(form).itemsize, offset=tensor.at)
     return flat.reshape(*tensor.shape[:-1], -1)
 
 
@@ -119,7 +121,7 @@ def _refuse_start(file: Path, start: bytes) -> None:
 
 
 class _Cursor:
-    """TensorPlace in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
+    """Place in a file's bytes, none of which lies past its end; raises ValueError for one that would."""
 
     def __init__(self, content: mmap.mmap, at: int) -> None:
         self.content, self.at = content, at
@@ -187,7 +189,7 @@ def _parsed(file: Path, cursor: _Cursor) -> Header:
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise ValueError(f"it aligns tensors to {alignment!r} bytes")
     start = -(-cursor.at // alignment) * alignment
-    return Header(file, fields, _placed(file, raw, start, alignment, len(cursor.content)))
+    return Header(file, fields, _placed(file, raw, start, alignment, len(cursor.content)), (file,))
 
 
 def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -214,7 +216,7 @@ def _placed(
         next_at = -(-(at + length) // alignment) * alignment
         if start + at + length > size:
             raise ValueError(f"{name} ends at byte {start + at + length}, and the file has {size}")
-        placed.append(Entry(name, found, shape, start + at, length))
+        placed.append(Entry(name, found, shape, file, start + at, length))
     return placed
 
 

@@ -30,7 +30,7 @@ def refuse_unknown(header: Header) -> None:
             f"{name} does not tell how its tokenizer splits texts (tokenizer.ggml.pre).",
             "Convert the model again with today's convert_hf_to_gguf.py of llama.cpp, or give it as it was published.",
         )
-    if split not in known:
+    if not isinstance(split, str) or split not in known:
         raise NotAvailable(
             f"{name} splits texts as {split!r} (tokenizer.ggml.pre); known are {', '.join(known)}.", ORIGINAL
         )
@@ -63,7 +63,7 @@ def tokenizer_of(header: Header, context: int) -> Any:
 def ends_of(header: Header) -> list[int]:
     """Numbers of the tokens that end an answer: the file's, and those by whose names llama.cpp knows them."""
     tokens = header.fields["tokenizer.ggml.tokens"].decoded()
-    types = header.fields.get("tokenizer.ggml.token_type") or []
+    types = _types(header)
     ends = {tokens.index(end) for end in load_data("gguf")["ends"] if end in tokens}
     found = [_told(header, f"{name}_token_id") for name in ("eos", "eot", "eom")]
     found += sorted(number for number in ends if number < len(types) and types[number] in (_CONTROL, _OWN))
@@ -72,6 +72,12 @@ def ends_of(header: Header) -> list[int]:
 
 def _told(header: Header, key: str) -> Any:
     return header.fields.get(f"tokenizer.ggml.{key}")
+
+
+def _types(header: Header) -> list[int]:
+    """Types of the tokens, by their numbers; empty where the file has none."""
+    told = _told(header, "token_type")
+    return told if isinstance(told, list) else []
 
 
 def _token(header: Header, tokens: list[str], key: str) -> str | None:
@@ -109,7 +115,7 @@ def _of_bytes(header: Header) -> Any:
     core.pre_tokenizer, core.decoder = _split(_told(header, "pre"), way), decoders.ByteLevel()
     if way.get("nfc"):
         core.normalizer = normalizers.NFC()
-    for token, kind in zip(tokens, _told(header, "token_type") or [], strict=False):
+    for token, kind in zip(tokens, _types(header), strict=False):
         if kind == _CONTROL:
             core.add_special_tokens([AddedToken(token, normalized=False, special=True)])
         elif kind == _OWN:
@@ -129,7 +135,7 @@ def _split(name: str, way: Mapping[str, Any]) -> Any:
         three = pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), behavior="isolated")
         digits = pre_tokenizers.Digits(individual_digits=False)
         return pre_tokenizers.Sequence([pre_tokenizers.Punctuation("contiguous"), usual, digits, three])
-    if name not in GGUF_PRE_TOKENIZER_SPLITS:
+    if way.get("split") == "words":
         return usual
     split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -146,9 +152,7 @@ def _of_pieces(header: Header) -> Any:
         told["merges"] = merges
     core, _ = convert_gguf_tokenizer(header.architecture, told)
     if header.architecture == _STRIPS:
-        marks = [
-            token for token, kind in zip(told["tokens"], told["token_type"] or [], strict=False) if kind == _CONTROL
-        ]
+        marks = [token for token, kind in zip(told["tokens"], _types(header), strict=False) if kind == _CONTROL]
         taken = [AddedToken(each, rstrip=True, normalized=False) for each in marks if each not in _KEEPS]
         core.add_special_tokens(taken)
     if _told(header, "add_space_prefix") is False and isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace):
@@ -160,7 +164,7 @@ def _of_pieces(header: Header) -> Any:
 def _require_numbers(header: Header, tokenizer: Any, tokens: list[str]) -> None:
     """Raise TokenizerMissing where a token of the file has got another number, or there are more than it has."""
     numbers = tokenizer.get_vocab()
-    types = _told(header, "token_type") or []
+    types = _types(header)
     whole = [number for number, kind in enumerate(types) if kind in (_CONTROL, _OWN)]
     lost = next((number for number in whole if _is_lost(tokens[number], number, numbers)), None)
     if lost is not None or len(tokenizer) > len(tokens):

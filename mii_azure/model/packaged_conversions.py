@@ -33,78 +33,12 @@ def minilm(source: Path, target: Path) -> None:
 
 
 def smollm2(source: Path, target: Path) -> None:
-    """Undo the 4-bit blocks of the GGUF file and write them as bfloat16.
-
-    bfloat16 is what SmolLM2 was published in: half the folder of float32, and the answer that the tests know holds in
-    both. The reader is gguf's own: transformers' needs accelerate and leaves a model that does not save.
-    """
-    import torch
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
-    from transformers import AutoTokenizer, LlamaConfig
+    """Widen the 4-bit blocks of the GGUF file to bfloat16, which SmolLM2 was published in."""
+    from mii_azure.model.gguf import read_checkpoint
+    from mii_azure.model.gguf_conversion import write_folder
 
     (file,) = source.glob("*.gguf")
-    reader = GGUFReader(file)
-    config = LlamaConfig(**_llama_settings(reader), architectures=["LlamaForCausalLM"], dtype="bfloat16")
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    state = {}
-    for tensor in reader.tensors:
-        name = _llama_name(tensor.name)
-        weight = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type)).to(torch.bfloat16)
-        part = name.split(".")[-2]
-        state[name] = _unpermuted(weight, heads[part]) if part in heads else weight
-    _write_model(target, config, state)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name, local_files_only=True)
-    tokenizer.model_max_length = config.max_position_embeddings
-    tokenizer.save_pretrained(target)
-
-
-def _llama_settings(reader: Any) -> dict[str, Any]:
-    def value(key: str) -> Any:
-        return reader.fields[key].contents()
-
-    return {
-        "hidden_size": value("llama.embedding_length"),
-        "intermediate_size": value("llama.feed_forward_length"),
-        "num_hidden_layers": value("llama.block_count"),
-        "num_attention_heads": value("llama.attention.head_count"),
-        "num_key_value_heads": value("llama.attention.head_count_kv"),
-        "max_position_embeddings": value("llama.context_length"),
-        "rms_norm_eps": float(f"{value('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_theta": value("llama.rope.freq_base"),
-        "vocab_size": value("llama.vocab_size"),
-        "bos_token_id": value("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": value("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": value("tokenizer.ggml.padding_token_id"),
-        "tie_word_embeddings": True,
-    }
-
-
-_LLAMA_PARTS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def _llama_name(name: str) -> str:
-    """blk.7.attn_q.weight -> model.layers.7.self_attn.q_proj.weight"""
-    *block, part, kind = name.split(".")
-    layer = f"model.layers.{block[1]}." if block else ""
-    return f"{layer}{_LLAMA_PARTS[part]}.{kind}"
-
-
-def _unpermuted(weight: Any, heads: int) -> Any:
-    """Undo GGUF's order of the rotary halves: rows (pair, half) within a head back to (half, pair)."""
-    return weight.reshape(heads, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    write_folder(read_checkpoint(file), target)
 
 
 def flan_t5(source: Path, target: Path) -> None:

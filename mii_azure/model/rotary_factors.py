@@ -17,7 +17,7 @@ def llama3_rotary(header: Header, tensor: Entry, parameters: dict[str, Any]) -> 
 
     Raises NotAvailable for factors that are not by Llama 3's rule.
     """
-    stored = numbers(header.file, tensor)
+    stored = numbers(tensor)
     factor = max(stored)
     if factor == 1.0:
         return parameters
@@ -52,5 +52,5 @@ def longrope(header: Header, long: Entry, short: Entry) -> dict[str, Any]:
     attention = header.get("rope.scaling.attn_factor")
     same = attention is None or math.isclose(attention, usual, rel_tol=1e-4)
     rule = {"rope_type": "longrope", "original_max_position_embeddings": original}
-    rule |= {"long_factor": numbers(header.file, long), "short_factor": numbers(header.file, short)}
+    rule |= {"long_factor": numbers(long), "short_factor": numbers(short)}
     return rule if same else rule | {"attention_factor": attention}

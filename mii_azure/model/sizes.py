@@ -55,7 +55,7 @@ def has_told_size(tensor: Tensor) -> bool:
 
 
 def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: Family) -> Iterator[str]:
-    """Sentences on tensors that have other sizes than config.json tells, and on layers that it tells and none has."""
+    """Sentences on tensors that have other sizes than config.json tells, and on stacks of fewer or more layers."""
     tensors = _of_text(tensors, config)
     for tensor in tensors:
         for size in _SIZES:
@@ -67,7 +67,7 @@ def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: F
             yield f"{tensor.name} is {list(tensor.shape)}, and config.json's heads take {rows:,} rows."
     for stack, count in _stacks(tensors).items():
         layers = _layers(stack, config, family)
-        if layers and count < layers:
+        if layers and count != layers:
             yield f"The weights have {count} layers under {stack or 'no name'}, and config.json tells of {layers}."
 
 

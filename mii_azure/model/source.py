@@ -33,13 +33,8 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
         return _reference(model)
     # os.path returns False, not an error, for text that cannot be a path.
     path = expanded(model)
-    if model and exists(path) and (file := gguf_file(path)):
-        return _with_plain_names(read_gguf(file, model))
-    if model and os.path.isdir(path):  # noqa: PTH112
-        try:
-            return _with_plain_names(read_folder(path, model, allow_pickle))
-        except OSError as error:
-            raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    if model and exists(path) and (found := _local(path, model, allow_pickle)):
+        return _with_plain_names(found)
     if model and os.path.exists(path):  # noqa: PTH110
         raise UnknownModel(f"{model} is a file.", f"Give the folder that holds it: {path.parent}.")
     if _looks_like_path(model):
@@ -48,6 +43,16 @@ def resolve(model: str, revision: str | None = None, allow_pickle: bool = False)
             f"There is no folder {model!r}.", f"Did you mean {near}?" if near else "Check the path, or give a hub id."
         )
     return _with_plain_names(hub.read_model(model, revision, allow_pickle, near_folder=_near_folder(path)))
+
+
+def _local(path: Path, model: str, allow_pickle: bool) -> Model | None:
+    """Model of a file or folder of this machine; None for a file that is no model."""
+    try:
+        if file := gguf_file(path):
+            return read_gguf(file, model, path if path.is_dir() else None)
+        return read_folder(path, model, allow_pickle) if path.is_dir() else None
+    except OSError as error:
+        raise UnknownModel(f"{model} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
 def local_folder(model: str) -> Path:

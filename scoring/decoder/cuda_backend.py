@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -245,6 +246,7 @@ class CudaBackend:
         """Compile and capture batch sizes, largest first, so that the graphs share one pool; without sizes, all."""
         for adapted in (False,) if self._adapters is None else (True, False):
             self._capture_all(self._of_kind(adapted), sizes)
+        self._warm_sampling()
         if sizes is None:
             self.prompt_cost, self.warm = self._measured(), True
 
@@ -252,10 +254,10 @@ class CudaBackend:
         """Capture the graphs of one kind for `warm_up`."""
         for size in sorted(sizes or self.sizes, reverse=True):
             fitting = next(known for known in self.sizes if known >= size)
-            if fitting not in graphs.near:
-                self._capture(fitting)
-            if fitting not in graphs.far and self.launcher.is_far(fitting, self.prefiller.state.max_length):
-                self._capture(fitting, far=True)
+            reaches = self.launcher.is_far(fitting, self.prefiller.state.max_length)
+            for far, picked in product((False, True) if reaches else (False,), (True, False)):
+                if graphs.step(fitting, far, picked) is None and (picked or self._team is None):
+                    self._capture(fitting, far, picked)
         for size in reversed(CHUNKS) if sizes is None else ():
             if size <= self.prefiller.longest and size not in graphs.prompts:
                 self._capture_prompt(size)
@@ -265,6 +267,20 @@ class CudaBackend:
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
+
+    @torch.inference_mode()
+    def _warm_sampling(self) -> None:
+        """Pick tokens of the scratch slot in every way that a request can, which compiles the kernels for it."""
+        told, words = self.launcher, -(-self.launcher.model.vocabulary // 32)
+        masks = torch.full((1, words), -1, dtype=torch.int32, device=told.model.device)
+        self._place([self._scratch])
+        self._open = [self._scratch]
+        self._sent["slots"].send(self._sampled[:1], partial(_fill, self._open))
+        for logits in (told.buffers.logits, told.buffers.narrow):
+            told.sample(1, logits, advance=True, masks=masks)
+            for asked in (masks, None):
+                told.sample(1, logits, advance=False, masks=asked, slots=self._sampled)
+        self._settle_ranks()
 
     def plan(self) -> None:
         """Prepare libraries' state of each thread: called on the thread that will run this."""

@@ -121,6 +121,10 @@ class Pass(ABC):
     def verify(self, model: Any, reference: Callable[..., Any]) -> float:
         """Relative error of the changed model against plain transformers' answers; NaN is a failure."""
 
+    def another(self) -> bool:
+        """Change to another way to do the same, where the one that was applied was dropped; False without one."""
+        return False
+
     def warm(self, model: Any) -> None:
         """Do work ahead of the first request that it would otherwise wait for; called once all passes are verified."""
         return

@@ -44,10 +44,11 @@ class Record:
     error: float | None = None  # relative, against plain transformers in fp32
     seconds: float = 0.0  # to apply and verify
     applied: Applied | None = field(default=None, repr=False, compare=False)
+    retried: bool = field(default=False, repr=False, compare=False)  # another way of the pass was dropped before
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record for metadata and logs; an error that is not finite is given as text."""
-        fields = {name: value for name, value in vars(self).items() if name != "applied"}
+        fields = {name: value for name, value in vars(self).items() if name not in ("applied", "retried")}
         if self.error is not None and not math.isfinite(self.error):
             fields["error"] = str(self.error)
         return fields
@@ -137,6 +138,11 @@ def run_passes(
             record, kept = Record(each.name, "dropped", silence), True
         else:
             record, kept = _serve(each, model, expected, decision, known.get(each.name))
+            if record.state == "dropped" and kept and expected is not None and each.another():
+                logger.warning("pass %s: tried another way, for %s", each.name, record.reason)
+                first, (record, kept) = record, _serve(each, model, expected, decision, None)
+                told = f"{record.reason}; tried before: {first.reason}"
+                record = replace(record, reason=told, seconds=first.seconds + record.seconds, retried=True)
         if not kept:
             records = _lost(records, f"the model was loaded again after {each.name}")
         records.append(record)

@@ -62,6 +62,7 @@ class StaticDecode(Pass):
         self.narrow = False  # keys and values are to be kept in FP8
         self.invariant = False  # answers are to be the same bits alone and in company
         self.decoder: Decoder | None = None  # while it is applied
+        self._taken: Tier | None = None  # the tier that was applied last
 
     def repays(self, facts: Facts, hardware: Hardware) -> bool:
         """Return False where a CPU would compare it for seconds, and nothing that was asked for builds on it."""
@@ -135,6 +136,7 @@ class StaticDecode(Pass):
         from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.verify import step_ms
 
+        self._taken = self._tier or decoder_tier(model.config.model_type).tier
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
         slots = self.slots if on_gpu else self.cpu_slots
         try:
@@ -172,6 +174,14 @@ class StaticDecode(Pass):
             self.decoder = None
 
         return Applied(len(decoder.model.layers), detail, undo, Runtime(decoder=decoder))
+
+    def another(self) -> bool:
+        """Take the generic tier after the fused one, of a whole model; its sums have no one order."""
+        sliced = self._slicing is not None and self._slicing.ranks is not None
+        if self._tier is not None or self._taken != "fused" or sliced or self.invariant:
+            return False
+        self._tier = "generic"
+        return True
 
     def _compare(self, decoder: "Decoder", model: Any) -> None:
         """Raise PassRefused if answers, which are to be the same bits in any company, are not.

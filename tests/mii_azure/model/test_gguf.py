@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ import mii_azure
 from mii_azure.errors import (
     ConfigMissing,
     MiiAzureError,
+    ModelInconsistent,
     NotAvailable,
     TokenizerMissing,
     WeightsCorrupt,
@@ -113,6 +115,14 @@ def test_a_plan_converts_nothing_and_tells_what_widening_costs(plain: Path, cach
     assert "Widened to bfloat16" in told["file"].reason and "--quantise int4" in told["file"].reason
     assert not cache.exists()
     assert mii_azure.plan("conversational", str(plain), quantise="int4").profile.shipped == "int4"
+
+
+def test_a_plan_needs_neither_torch_nor_ggufs_reader(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both take seconds, the reader ten of a large vocabulary."""
+    for name in ("torch", "transformers", "gguf.gguf_reader"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(gguf, "GGUFReader", None)
+    assert mii_azure.plan("text-generation", str(plain)).profile.vocab_size
 
 
 def test_rotary_factors_become_the_rule_that_they_come_from(tmp_path: Path) -> None:
@@ -248,16 +258,30 @@ def test_which_file_of_a_folder(plain: Path, tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(plain)
     assert resolve(str(tmp_path)).weights.widened
     (tmp_path / "c.gguf").symlink_to(plain)
-    with pytest.raises(NotAvailable, match="holds 2 GGUF files") as caught:
+    with pytest.raises(NotAvailable, match="holds 2 GGUF models") as caught:
         resolve(str(tmp_path))
     assert "b.gguf" in caught.value.hint
-    part = tmp_path / "parts"
-    part.mkdir()
-    for number in (1, 2):
-        (part / f"m-0000{number}-of-00002.gguf").symlink_to(plain)
-    with pytest.raises(NotAvailable, match="one part") as caught:
-        resolve(str(part))
-    assert "--merge" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("told", "refused"),
+    [
+        ({"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 64}, False),
+        ({"num_hidden_layers": 32}, True),
+        ({"text_config": {"hidden_size": 4096}}, True),
+    ],
+)
+def test_a_config_beside_it(told: dict[str, Any], refused: bool, plain: Path, tmp_path: Path) -> None:
+    """It is not read, but for what shows that it is another model's."""
+    (tmp_path / "tiny.gguf").symlink_to(plain)
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert resolve(str(tmp_path / "tiny.gguf")).config == resolve(str(plain)).config
+    if not refused:
+        assert resolve(str(tmp_path)).config == resolve(str(plain)).config
+        return
+    with pytest.raises(ModelInconsistent, match=r"and config.json beside it") as caught:
+        resolve(str(tmp_path))
+    assert "tiny.gguf" in caught.value.hint
 
 
 def test_without_gguf_the_extra_is_named(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

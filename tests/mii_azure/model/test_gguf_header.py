@@ -6,6 +6,7 @@ import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from mii_azure.errors import MiiAzureError, NotAvailable, WeightsCorrupt
 from mii_azure.model.gguf_header import TextList, numbers, read_header, stored
+from mii_azure.model.gguf_tokenizer import tokenizer_of
 from mii_azure.model.source import resolve
 from tests.tiny_gguf import finish, tiny_gguf, write_gguf
 
@@ -37,7 +39,7 @@ def test_it_reads_what_ggufs_own_reader_reads(tmp_path: Path) -> None:
     for ours, other in zip(header.tensors, theirs.tensors, strict=True):
         assert (ours.name, ours.kind, ours.at) == (other.name, other.tensor_type, other.data_offset)
         assert ours.shape == tuple(reversed(other.shape.tolist()))
-        assert np.array_equal(stored(file, ours), other.data)
+        assert np.array_equal(stored(ours), other.data)
 
 
 def test_numbers_are_the_shortest_that_are_stored_so(tmp_path: Path) -> None:
@@ -48,7 +50,7 @@ def test_numbers_are_the_shortest_that_are_stored_so(tmp_path: Path) -> None:
     finish(writer)
     header = read_header(tmp_path / "a.gguf")
     assert header.get("attention.layer_norm_rms_epsilon") == 1e-6 and header.get("few") == [1, 2]
-    assert numbers(header.file, header.tensors[0]) == [1.1, 2.0]
+    assert numbers(header.tensors[0]) == [1.1, 2.0]
 
 
 def _version(number: int, order: str = "<") -> Callable[[bytes], bytes]:
@@ -115,3 +117,30 @@ def test_any_damage_of_a_header_is_told(plain: Path, tmp_path: Path) -> None:
             assert error.hint
             refused += 1
     assert refused > 30
+
+
+def test_a_value_of_another_type_is_told(tmp_path: Path) -> None:
+    """Each key as a text, a list or a large number: planned, its tokenizer made, or refused; never a traceback."""
+    keys = [
+        key for key in read_header(write_gguf(tmp_path / "plain.gguf", "qwen2")[0]).fields if "architecture" not in key
+    ]
+    refused = 0
+    for key in keys:
+        for value in ("four", [3, 4], 2**31):
+            file, _, _ = write_gguf(tmp_path / "odd.gguf", "qwen2", parts=_told(key, value))
+            try:
+                resolve(str(file))
+                tokenizer_of(read_header(file), 128)
+            except MiiAzureError as error:
+                assert error.hint
+                refused += 1
+    assert refused > len(keys)
+
+
+def _told(key: str, value: Any) -> Callable[[gguf.GGUFWriter], list[str]]:
+    def parts(writer: gguf.GGUFWriter) -> list[str]:
+        writer.kv_data[0].pop(key)
+        {str: writer.add_string, list: writer.add_array, int: writer.add_uint64}[type(value)](key, value)
+        return []
+
+    return parts

@@ -54,6 +54,8 @@ ORIGINALS: dict[str, tuple[Any, bool, bool, bool]] = {
     "smollm": (_usual(pre_tokenizers.Digits(individual_digits=True)), False, False, False),
     "starcoder": (_usual(pre_tokenizers.Digits(individual_digits=True)), False, False, False),
     "refact": (_usual(pre_tokenizers.Digits(individual_digits=True)), False, False, False),
+    "command-r": (_usual(pre_tokenizers.Digits(individual_digits=True)), False, True, False),
+    "olmo": (_usual(), False, True, False),
     "falcon": (
         _usual(
             pre_tokenizers.Punctuation("contiguous"),
@@ -168,7 +170,7 @@ def test_every_split_that_transformers_knows_is_told_apart() -> None:
 
     known = load_data("gguf")["pre_tokenizers"]
     assert GGUF_PRE_TOKENIZER_SPLITS.keys() <= known.keys()
-    ours = {name for name, way in known.items() if "split" in way} | {"gpt-2"}
+    ours = {name for name, way in known.items() if "split" in way}
     assert known.keys() - GGUF_PRE_TOKENIZER_SPLITS.keys() == ours
 
 

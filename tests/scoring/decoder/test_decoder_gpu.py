@@ -224,6 +224,13 @@ def test_nothing_is_compiled_or_captured_once_all_is_warm(monkeypatch: pytest.Mo
         decoder.step([*range(count)]).tokens()
     decoder.sample([19]).tokens()
     decoder.step([*range(20)]).tokens()
+    masks = torch.full((1, -(-decoder.model.vocabulary // 32)), -1, dtype=torch.int32, pin_memory=True)
+    decoder.open(3, SamplingParams(constrained=True))
+    decoder.prefill(3, [7] * 9)
+    for beside in ([], [0], [*range(4, 19)]):
+        decoder.sample([3], masks)
+        decoder.step([*beside, 3])
+    decoder.sample([3], masks).tokens()
     assert late == []
 
 

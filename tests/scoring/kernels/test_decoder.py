@@ -408,10 +408,12 @@ def test_int4_weights_are_the_stored_ones(family: str, method: str, tmp_path: Pa
     compare(loaded.eval().to(DEVICE), [3, 1], quantised="int4")
 
 
-def test_products_cut_in_several_passes(tmp_path: Path) -> None:
-    hf_model = tiny("qwen2", tmp_path).to(DEVICE)
+@pytest.mark.parametrize("family", ["qwen2", "mixtral"])
+def test_products_cut_in_several_passes(family: str, tmp_path: Path) -> None:
+    hf_model = tiny(family, tmp_path).to(DEVICE)
     _, reference, launcher = prepared(hf_model, 2)
-    launcher.tiles = {name: GemvTile(32, 16, 1) for name in ("qkv", "out", "gated", "down", "head")}
+    names = ("qkv", "out", "gated", "down", "router", "experts", "mixed", "head")
+    launcher.tiles = {name: GemvTile(32, 16, 1) for name in names}
     slots = torch.tensor([1, 0], device=DEVICE)
     launcher.buffers.slots[:2] = slots.int()
     with torch.inference_mode():

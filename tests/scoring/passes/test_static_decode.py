@@ -1,5 +1,6 @@
 """The static_decode pass: what it decides on paper, what it changes, and that its verification can fail."""
 
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mii_azure.quantize.writer import Writer
 from scoring.config import Limits
-from scoring.decoder import verify
+from scoring.decoder import torch_experts, verify
 from scoring.decoder.adapters.builders import FAMILIES as BUILT
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.model import Linear
@@ -27,6 +28,7 @@ from scoring.passes.runner import run_passes
 from scoring.passes.speculation import decide
 from scoring.passes.static_decode import StaticDecode
 from scoring.passes.tensor_parallel import TensorParallel
+from scoring.passes.verification_cache import TARGET, VERIFIED, save
 from scoring.passes.weight_only import WeightOnly
 from scoring.quantization.loading import from_pretrained
 from tests.published import publish
@@ -316,3 +318,30 @@ def test_where_memory_is_short_the_model_is_its_own_measure(
 
 def test_free_memory_of_the_host_is_read() -> None:
     assert 0 < verify.free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_a_fused_decoder_that_differs_is_followed_by_a_generic_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was is told, and not trusted at the next start; where only one tier will do, there is no other."""
+    choose = torch_experts.choose
+
+    def wrong(*given: Any) -> Any:
+        shares, chosen = choose(*given)
+        return shares, (chosen + 1) % 4
+
+    monkeypatch.setattr(torch_experts, "choose", wrong)
+    model = tiny("mixtral", tmp_path)
+    taken = Applicability(True, "fused tier")
+    chosen, runtime = StaticDecode(slots=2, max_length=64), Runtime()
+    [record] = run_passes(model, runtime, [(chosen, taken)], (), reference)
+    assert record.state == "applied" and record.error <= 1e-5
+    assert "in the generic tier after all; tried before: it differs from plain transformers by" in record.reason
+    assert runtime.decoder.tier == "generic" and runtime.decoder is chosen.decoder
+    monkeypatch.setenv(TARGET, str(tmp_path))
+    save(model, [record])
+    assert json.loads((tmp_path / VERIFIED).read_text())["errors"] == {}
+    record.applied.undo()
+    only = StaticDecode(slots=2, max_length=64, tier="fused")
+    [record] = run_passes(model, Runtime(), [(only, taken)], (), reference)
+    assert (record.state, record.retried) == ("dropped", False)

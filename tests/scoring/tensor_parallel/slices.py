@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 from scoring.distributed.tp_group import TensorParallelGroup
 
 
@@ -20,9 +20,8 @@ def cut(model: DecoderModel, team: TensorParallelGroup) -> DecoderModel:
 
 
 def _cut_layer(model: DecoderModel, layer: DecoderLayer, team: TensorParallelGroup) -> DecoderLayer:
-    attention, mlp, d = layer.attention, layer.mlp, model.head_dim
+    attention, d = layer.attention, model.head_dim
     whole = [3 * model.heads * d] if attention.per_head else [model.heads * d, model.kv_heads * d, model.kv_heads * d]
-    inner = mlp.down.weight.shape[1]
     q_norm, k_norm = attention.q_norm, attention.k_norm
     if attention.jointly:
         q_norm, k_norm = _own(q_norm, team), _own(k_norm, team)
@@ -35,10 +34,17 @@ def _cut_layer(model: DecoderModel, layer: DecoderLayer, team: TensorParallelGro
             q_norm=q_norm,
             k_norm=k_norm,
         ),
-        mlp=replace(
-            mlp, up=_rows(mlp.up, [inner, inner] if mlp.gated else [inner], team), down=_columns(mlp.down, team)
-        ),
+        mlp=_cut_mlp(layer.mlp, team),
     )
+
+
+def _cut_mlp(mlp: Mlp | Mixture, team: TensorParallelGroup) -> Mlp | Mixture:
+    if isinstance(mlp, Mixture):
+        halves = [half.chunk(team.degree, 1)[team.rank] for half in mlp.up.chunk(2, 1)]
+        return replace(mlp, up=torch.cat(halves, 1), down=mlp.down.chunk(team.degree, 2)[team.rank].contiguous())
+    inner = mlp.down.weight.shape[1]
+    up = _rows(mlp.up, [inner, inner] if mlp.gated else [inner], team)
+    return replace(mlp, up=up, down=_columns(mlp.down, team))
 
 
 def _own(norm: Norm | None, team: TensorParallelGroup) -> Norm:
