@@ -73,6 +73,7 @@ def _serve(options: argparse.Namespace) -> int:
     except Exception as error:
         from scoring.errors import MiiAzureError
 
+        error = _in_words(error)
         if not isinstance(error, MiiAzureError):
             logging.getLogger(__name__).critical("The runner failed.", exc_info=True)
             return 1
@@ -80,6 +81,18 @@ def _serve(options: argparse.Namespace) -> int:
         terminal.say(f"error [{error.code}]: {error}")
         ready_file.write(options.ready_file, "failed", **error.to_dict(), exit_code=error.exit_code)
         return error.exit_code
+
+
+def _in_words(error: Exception) -> Exception:
+    """The error to tell of one that the server ended with: memory that ran out as RunnerFailed, others as they are."""
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
+        from local_runner.errors import RunnerFailed
+
+        return RunnerFailed(
+            "Memory ran out before the model was loaded.",
+            "Give the process more; a limit on it (ulimit -v) counts libraries too.",
+        )
+    return error
 
 
 def _settings(options: argparse.Namespace) -> "ServerSettings":

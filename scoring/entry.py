@@ -18,7 +18,8 @@ from typing import Any
 from scoring.api.hooks import Hooks
 from scoring.api.hooks import load as load_hooks
 from scoring.config import AdapterRef, Deployment, find_model_dir
-from scoring.limits import cpus
+from scoring.errors import MiiAzureError, OutOfMemory
+from scoring.limits import cpus, short_memory
 from scoring.lora.served import AdapterChange
 from scoring.telemetry.statistics import phase
 
@@ -49,13 +50,28 @@ def init() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     cpus.settle()
     sys.setswitchinterval(SWITCH_S)
-    deployment = Deployment.read(CODE_DIR / "deployment.json")
-    hooks = load_hooks(CODE_DIR) if deployment.handler else Hooks()
-    service = _loaded(deployment) if _engine is None else _front_end(deployment)
+    with _memory():
+        deployment = Deployment.read(CODE_DIR / "deployment.json")
+        hooks = load_hooks(CODE_DIR) if deployment.handler else Hooks()
+        service = _loaded(deployment) if _engine is None else _front_end(deployment)
     service.hooks = hooks
     _service = service
     if _front_ends is not None:
         _front_ends.serve(_service)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Raise OutOfMemory for what says that memory ran out, whichever library it comes from."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MiiAzureError) or not short_memory.says_so(error):
+            raise
+        raise OutOfMemory(
+            "Memory ran out while the libraries and the model were loaded.",
+            "Give the process more; a limit on it (ulimit -v) counts libraries too.",
+        ) from error
 
 
 @contextmanager

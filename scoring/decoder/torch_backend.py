@@ -11,6 +11,7 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.long_rotary import rows_of
 from scoring.decoder.model import Activation, DecoderModel, Linear, Mixture, Norm, Rotary
 from scoring.decoder.native_step import ROWS, NativeStep
+from scoring.decoder.prompt_halves import PromptHalves
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 from scoring.decoder.torch_experts import mixture
 
@@ -32,16 +33,23 @@ class TorchBackend:
         self.model = model
         self.state = state
         self.narrow: NativeStep | None = None  # over narrow weights
+        self._halves = PromptHalves()
 
     def prefill(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens [T] (int64), part after part; logits [parts, vocabulary] after the last token of each.
 
         A part is (slot, start position, number of tokens). Each product runs once for all parts.
         """
-        attention = PromptAttention(self.model, self.state, parts)
-        hidden = self._run(tokens, attention)
+        hidden = None
+        if tokens.device.type == "cpu" and all(each.adapters is None for each in self.model.products()):
+            hidden = self._halves.run(parts, tokens, self._last)
+        return self.head(self._last(parts, tokens) if hidden is None else hidden)
+
+    def _last(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
+        """Hidden states [parts, E] of the last token of each part, all of which are appended."""
+        hidden = self._run(tokens, PromptAttention(self.model, self.state, parts))
         last = torch.tensor([count for _, _, count in parts], device=tokens.device).cumsum(0) - 1
-        return self.head(hidden[last])
+        return hidden[last]
 
     def speculate(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Append tokens as `prefill` does; logits [T, vocabulary] after every one."""

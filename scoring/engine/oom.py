@@ -5,17 +5,14 @@ import logging
 import torch
 
 from scoring.errors import DeviceFull, MiiAzureError, PayloadTooLarge
+from scoring.limits import short_memory
 
 logger = logging.getLogger("mii_azure.oom")
-
-_SAID = ("out of memory", "can't allocate memory", "not enough memory")  # as the CPU's allocator and libraries put it
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Return True if an error says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        said in str(error).lower() for said in _SAID if isinstance(error, RuntimeError)
-    )
+    return isinstance(error, torch.OutOfMemoryError) or short_memory.says_so(error)
 
 
 def free_memory(error: BaseException) -> None:

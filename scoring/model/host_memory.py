@@ -3,17 +3,18 @@
 from collections.abc import Callable
 
 from scoring.errors import OutOfMemory
-from scoring.limits.control_groups import memory_limit
+from scoring.limits.control_groups import held, memory_limit
 from scoring.limits.memory_shares import LOADED
 
 
 def refuse_beyond_limit(size: Callable[[], int], dtype: str) -> None:
-    """Raise OutOfMemory if the weights' size in bytes is more than the control groups allow."""
-    limit = memory_limit()
-    if limit is not None and (needed := size()) > limit:
+    """Raise OutOfMemory if the weights' size in bytes, beside what is held, is more than the control groups allow."""
+    limit, before = memory_limit(), held()
+    if limit is not None and (needed := size()) + before > limit:
         raise OutOfMemory(
-            f"The weights take {needed / 1e9:.2f} GB as {dtype}; the container may use {limit / 1e9:.2f} GB.",
-            f"Give it {LOADED * needed / 1e9:.1f} GB or more.",
+            f"The weights take {needed / 1e9:.2f} GB as {dtype}, and libraries {before / 1e9:.2f} GB; "
+            f"the container may use {limit / 1e9:.2f} GB.",
+            f"Give it {(LOADED * needed + before) / 1e9:.1f} GB or more.",
         )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scoring.strict_json.files import LARGEST_FILE
+from scoring.strict_json.files import LARGEST_FILE, read_bytes
 
 KEY, FOREIGN = "auto_map", "--"
 _NAME = re.compile(r"[^\W\d][\w-]*\.[^\W\d]\w*")
@@ -85,8 +85,7 @@ def _read(path: Path) -> list[str]:
                 found.extend(_texts(value))
         return dict(pairs)
 
-    with path.open("rb") as file:
-        raw = file.read(LARGEST_FILE + 1)
+    raw = read_bytes(path)
     if len(raw) > LARGEST_FILE:
         raise ValueError(f"{path.name} has more than {LARGEST_FILE >> 20} MiB")
     try:

@@ -11,6 +11,7 @@ from scoring.strict_json.body import has_lone_surrogates, is_too_deep
 
 #: Bytes of one file. The index of a model of 90,000 tensors has 9 MB, a tokenizer's file of a large vocabulary 35 MB.
 LARGEST_FILE = 64 << 20
+_PIECE = 1 << 20
 _MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _WORDS: dict[type, str] = {
     dict: "an object",
@@ -46,11 +47,20 @@ def parse(raw: bytes) -> Any:
     return value
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a file, no more of it than a byte beyond LARGEST_FILE, and set aside no more memory than it takes."""
+    pieces, left = list[bytes](), LARGEST_FILE + 1
+    with path.open("rb") as file:
+        while left > 0 and (piece := file.read(min(left, _PIECE))):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
+
+
 def read_file(path: Path, error: type[MiiAzureError] = LoadError, hint: str = "Copy the file again.") -> Any:
     """Read the value of a JSON file; raises `error`, with the file's name, if it is invalid or exceeds LARGEST_FILE."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+        raw = read_bytes(path)
         if len(raw) > LARGEST_FILE:
             raise ValueError(f"it has more than {LARGEST_FILE >> 20} MiB")
         return parse(raw)

@@ -1,4 +1,7 @@
-"""Servers on half a core and on one core: as many threads as that, every pass verified, ready, and an answer."""
+"""Servers on half a core and on one core: as many threads as that, every pass verified, ready, and an answer.
+
+And with less memory than a start takes: a code, a sentence and a remedy.
+"""
 
 import os
 import shlex
@@ -11,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import mii_azure
 from tests.conftest import Tiny
 from tests.local_runner.test_lifecycle import Started
 from tests.scenarios.test_ends import NATIVE, native_bundle
@@ -87,3 +91,12 @@ def test_a_start_on_half_a_core_ends_with_its_passes_verified(
     finally:
         runner.process.kill()
         runner.process.wait()
+
+
+def test_a_start_without_memory_for_its_libraries_is_told_as_that(tiny: Tiny, tmp_path: Path) -> None:
+    bundle = mii_azure.generate("fill-mask", str(tiny("bert", "fill-mask")), "small", output=tmp_path / "bundle")
+    runner = Started(bundle, tmp_path, before="ulimit -v 1000000; exec ")
+    code, log = runner.ended()
+    assert code == 3
+    assert "error [out_of_memory]: Memory ran out" in log
+    assert "Traceback" not in log

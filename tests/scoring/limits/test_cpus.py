@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scoring.limits import cpus
-from scoring.limits.control_groups import memory_limit
+from scoring.limits.control_groups import held, memory_limit
 
 V2, V1 = "0::/a/b\n", "9:name=systemd:/\n2:cpu,cpuacct:/a/b\n0::/\n"
 GROUPS: dict[str, tuple[str, dict[str, str], int]] = {
@@ -116,3 +116,9 @@ import torch
         check=True,
     )
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in ran.stderr
+
+
+def test_what_a_process_holds_grows_with_what_it_fills() -> None:
+    before, filled = held(), bytearray(b"a") * (64 << 20)
+    assert held() - before > len(filled) / 2
+    assert held(Path("/nowhere")) == 0

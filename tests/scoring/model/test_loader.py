@@ -176,16 +176,25 @@ def test_weights_that_the_device_cannot_hold(tiny: Tiny, monkeypatch: pytest.Mon
 def test_a_container_of_less_memory_than_the_weights(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel would end the process while it loads; it is refused with both sizes before, and just enough is not."""
     folder, deployment = tiny("bert", "fill-mask"), Deployment(name="x", task="fill-mask")
-    size = survey(deployment, folder).weight_bytes
-    monkeypatch.setattr(host_memory, "memory_limit", lambda: size - 1)
-    with pytest.raises(OutOfMemory, match=r"as float32; the container may use 0\.00 GB") as told:
+    size, libraries = survey(deployment, folder).weight_bytes, 10**9
+    monkeypatch.setattr(host_memory, "held", lambda: libraries)
+    monkeypatch.setattr(host_memory, "memory_limit", lambda: libraries + size - 1)
+    with pytest.raises(OutOfMemory, match=r"libraries 1\.00 GB; the container may use 1\.00 GB") as told:
         load(deployment, folder)
     assert "GB or more" in told.value.hint
-    monkeypatch.setattr(host_memory, "memory_limit", lambda: size)
+    monkeypatch.setattr(host_memory, "memory_limit", lambda: libraries + size)
     assert load(deployment, folder).model.num_parameters() > 0
 
 
-@pytest.mark.parametrize("told", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: error 12")])
+@pytest.mark.parametrize(
+    "told",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: error 12"),
+        RuntimeError("unable to mmap 269060552 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+    ],
+    ids=["python", "allocator", "mmap"],
+)
 def test_memory_that_ends_while_weights_load(told: Exception, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the allocator raises is no fault of the file: a limit on the process stands in no control group."""
     monkeypatch.setattr(transformers.AutoModelForMaskedLM, "from_pretrained", Mock(side_effect=told))
