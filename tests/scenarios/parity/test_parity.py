@@ -11,10 +11,12 @@ import pytest
 
 import mii_azure
 from local_runner.targets.load import TargetReply
+from local_runner.targets.targets import make_target
 from mii_azure.errors import SpecError
 from mii_azure.platform.target_names import TARGETS
 from mii_azure.verdict.outcome import Verdict
 from mii_azure.verdict.parity import parity
+from tests.scoring.generating import PROMPTS, continuation
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -52,6 +54,26 @@ def test_every_host_answers_alike(family: str, task: str, tiny: Tiny, tmp_path: 
     assert statuses["sample"] == statuses["unicode"] == statuses["list of three"] == 200
     assert statuses["empty body"] == statuses["NaN"] == statuses["unknown parameter"] == 400
     assert not any(verdict.environment.values())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_of_experts_are_served_as_transformers_answers(family: str, tiny: Tiny, tmp_path: Path) -> None:
+    task, text = "text-generation", PROMPTS[0]
+    folder = mii_azure.generate(
+        task,
+        str(tiny(family, task)),
+        "experts",
+        output=tmp_path / "b",
+        instance_type="Standard_F4s_v2",
+        dtype="float32",
+    )
+    assert "Fused tier" in (folder / "plan.md").read_text(encoding="utf-8")
+    with make_target("http", folder) as target:
+        told = target.metadata()["optimisations"]
+        reply = target.send(json.dumps({"inputs": text, "parameters": {"max_new_tokens": 12}}))
+    assert told["static_decode"] == "applied"
+    [wanted] = continuation(tiny(family, task), task, text, max_new_tokens=12)
+    assert wanted and json.loads(reply.body)[0]["generated_text"] == text + wanted
 
 
 def test_the_command_exits_0_when_hosts_agree(tiny: Tiny, tmp_path: Path) -> None:
