@@ -89,6 +89,10 @@ _OLMOE_SMALL = {  # a mixture of experts, which only the generic tier serves, at
     "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 8,
     "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
 }  # fmt: skip
+_OLMO2_7B = {
+    "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32,
+}  # fmt: skip
 _OPT = {
     "hidden_size": 2048,
     "word_embed_proj_dim": 2048,
@@ -114,6 +118,7 @@ CASES = {
     "gemma3-4b": Case("gemma3_text", _GEMMA3_4B, big=True, dtype="bfloat16"),
     "qwen3-0.6b-64": Case("qwen3", _QWEN3_600M, slots=64, dtype="bfloat16"),
     "olmoe-small": Case("olmoe", _OLMOE_SMALL, dtype="bfloat16"),
+    "olmo2-7b": Case("olmo2", _OLMO2_7B, big=True, dtype="bfloat16"),
     "phi4-mini": Case("phi3", _PHI4_MINI, big=True, dtype="bfloat16"),
 }
 

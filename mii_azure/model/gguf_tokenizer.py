@@ -115,11 +115,9 @@ def _of_bytes(header: Header) -> Any:
     core.pre_tokenizer, core.decoder = _split(_told(header, "pre"), way), decoders.ByteLevel()
     if way.get("nfc"):
         core.normalizer = normalizers.NFC()
-    for token, kind in zip(tokens, _types(header), strict=False):
-        if kind == _CONTROL:
-            core.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == _OWN:
-            core.add_tokens([AddedToken(token, normalized=False, special=False)])
+    kinds = list(zip(tokens, _types(header), strict=False))
+    core.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _CONTROL])
+    core.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _OWN])
     return core
 
 
