@@ -38,7 +38,7 @@ def choose(logits: Tensor, experts: Mixture) -> tuple[Tensor, Tensor]:
 
 
 def _products(experts: Mixture, number: int) -> tuple[Linear, Linear]:
-    """Up and down of one expert."""
+    """Products of one expert, up and down."""
     up, down = experts.up_bias, experts.down_bias
     return (
         Linear(experts.up[number], None if up is None else up[number]),
