@@ -264,7 +264,8 @@ class DecoderModel:
     @property
     def scratch_width(self) -> int:
         """Numbers that a row of a step keeps beside its hidden states and heads."""
-        return sum(self.widths) + self.most_chosen * self.hidden
+        scores = 4 * max((len(each.up) for each in self.mixtures), default=0)  # of routers, in float32 too
+        return sum(self.widths) + self.most_chosen * self.hidden + scores
 
     def products(self) -> list[Linear]:
         """Products of a step, in order, but for those of experts and their routers."""
