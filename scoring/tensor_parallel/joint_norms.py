@@ -20,11 +20,12 @@ def cut_joint_norms(model: Any, rank: int, degree: int) -> None:
 
 def is_joint(module: Any) -> bool:
     """Return True if an attention's norms of queries and keys are over all heads together, not over each."""
-    norm, product = (getattr(module, name, None) for name in ("q_norm", "q_proj"))
-    weight = getattr(norm, "weight", None)
-    if weight is None or not isinstance(product, nn.Linear) or getattr(module, "k_norm", None) is None:
+    norm: Any = getattr(module, "q_norm", None)
+    product = getattr(module, "q_proj", None)
+    if "RMSNorm" not in type(norm).__name__ or not isinstance(product, nn.Linear):
         return False
-    return bool(weight.numel() == product.out_features > getattr(module, "head_dim", product.out_features))
+    count = norm.weight.numel()
+    return bool(norm.weight.ndim == 1 and count == product.out_features > getattr(module, "head_dim", count))
 
 
 def _normed(norm: Any, given: Any, output: Tensor, *, degree: int) -> Tensor:
