@@ -35,7 +35,7 @@ from scoring.limits import cpus
 PROMPT, TOKENS, RUNS, LONG = 16, 32, 3, 128
 ROWS = 8  # of a batch: as many as a plan gives a CPU
 MODELS = ("smollm2", "llama-1b")
-SAME = ("device", "threads", "oneDNN may use", "versions")  # of rows that may stand together
+SAME = ("device", "flags", "threads", "oneDNN may use", "versions")  # of rows that may stand together
 _AT_LEAST = 1 << 27  # float32 numbers read to measure bandwidth, more than caches hold
 
 

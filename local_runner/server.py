@@ -20,11 +20,13 @@ from local_runner.doors import Doors
 from local_runner.errors import RunnerFailed
 from local_runner.front_ends.control import Place
 from local_runner.front_ends.front_end import FrontEnd, FrontEndHost, FrontEndScript
+from local_runner.front_ends.hint import hint
 from local_runner.front_ends.pool import EngineHost, FrontEndPool
 from local_runner.host import reload
 from local_runner.host.adapter_policy import AdapterPolicy
 from local_runner.host.host import Host, HostState, ScriptHost
 from local_runner.process import ready_file
+from local_runner.process.devices import gpus
 from local_runner.process.hangup import Terminal
 from local_runner.replicas.frontend import Frontend
 from local_runner.replicas.local.options import ReplicaOptions
@@ -35,6 +37,7 @@ from local_runner.replicas.ray.pool import RayPool
 from local_runner.telemetry import terminal
 from local_runner.telemetry.elapsed import elapsed
 from scoring.errors import MiiAzureError
+from scoring.host_api import cores
 
 EXIT_ABANDONED = 1
 
@@ -182,6 +185,8 @@ class _Runner:
         where = f"grpc{s}://{self._settings.host}:{grpc_port} http{s}://{self._settings.host}:{http_port}"
         if state is HostState.READY:
             terminal.say(f"ready: {deployment.name} ({deployment.task}) at {where}, pid {os.getpid()}", sys.stdout)
+            if self._settings.replicas is None and (told := hint(deployment.task, cores(), bool(gpus(os.environ)))):
+                terminal.say(told)
         else:
             terminal.say(f"{state}: {deployment.name} ({deployment.task}) at {where}")
 

@@ -38,12 +38,16 @@ NAMES = {
     "mixtral": "llama",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
+    "qwen3_5_text": "qwen35",
+    "qwen3_5_moe_text": "qwen35moe",
     "gemma3_text": "gemma3",
     "cohere": "command-r",
     "phi": "phi2",
 }
 _INTERLEAVED = ("llama", "smollm3", "granite")
-_ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron")
+_LINEAR = ("qwen35", "qwen35moe")
+_ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", *_LINEAR)
+_WIDE = ("ffn_gate_inp.weight", "position_embd.weight", "conv1d.weight", "conv.weight")  # in float32 always
 _NORMAL, _UNKNOWN, _CONTROL, _OWN, _BYTE = 1, 2, 3, 4, 6
 
 
@@ -105,12 +109,14 @@ def write_settings(writer: gguf.GGUFWriter, config: Any, architecture: str) -> N
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     ffn = [told.get(name) for name in ("intermediate_size", "ffn_hidden_size", "n_inner")]
-    writer.add_feed_forward_length(next(filter(None, ffn), 4 * config.hidden_size))
+    if architecture != "qwen35moe":
+        writer.add_feed_forward_length(next(filter(None, ffn), 4 * config.hidden_size))
     writer.add_head_count(config.num_attention_heads)
     if groups := _groups(config):
-        writer.add_head_count_kv(groups)
+        kinds = told["layer_types"] if architecture == "lfm2" else []
+        writer.add_head_count_kv([groups if each == "full_attention" else 0 for each in kinds] or groups)
     epsilon = {name: told.get(name) for name in ("layer_norm_epsilon", "norm_epsilon", "layer_norm_eps", "norm_eps")}
-    if (rms := told.get("rms_norm_eps")) is not None:
+    if (rms := told.get("norm_eps" if architecture == "lfm2" else "rms_norm_eps")) is not None:
         writer.add_layer_norm_rms_eps(rms)
     else:
         writer.add_layer_norm_eps(next(each for each in epsilon.values() if each is not None))
@@ -159,6 +165,10 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
         writer.add_rope_scaling_factor(rotary["factor"])
     if rotary.get("rope_type") == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+    if architecture in _LINEAR:
+        _write_linear(writer, config, rotary)
+    if architecture == "lfm2":
+        writer.add_shortconv_l_cache(config.conv_L_cache)
     told = config.to_dict()
     if experts := told.get("num_local_experts") or told.get("num_experts"):
         writer.add_expert_count(experts)
@@ -167,6 +177,16 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
         writer.add_expert_feed_forward_length(config.moe_intermediate_size)
     if told.get("shared_expert_intermediate_size"):
         writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+
+
+def _write_linear(writer: gguf.GGUFWriter, config: Any, rotary: dict[str, Any]) -> None:
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_ssm_state_size(config.linear_key_head_dim)
+    writer.add_ssm_group_count(config.linear_num_key_heads)
+    writer.add_ssm_time_step_rank(config.linear_num_value_heads)
+    writer.add_ssm_inner_size(config.linear_num_value_heads * config.linear_value_head_dim)
+    writer.add_full_attention_interval(config.layer_types.index("full_attention") + 1)
+    writer.add_rope_dimension_sections([*rotary["mrope_section"], 0])
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, kind: str, split: str) -> None:
@@ -196,18 +216,27 @@ def write_weights(writer: gguf.GGUFWriter, model: Any, kind: gguf.GGMLQuantizati
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
     stored = np.random.default_rng(7)
     for name, tensor in _stacked(_saved(model)).items():
-        stem, _, suffix = name.rpartition(".")
-        found = names.get_name(stem)
-        assert found, name
+        found = _named(names, name)
         weight = _changed(tensor, name, model.config, architecture).float().contiguous()
-        if weight.ndim == 1 or found.endswith(("ffn_gate_inp", "position_embd")):
-            writer.add_tensor(f"{found}.{suffix}", weight.numpy())
+        if weight.ndim == 1 or found.endswith(_WIDE):
+            writer.add_tensor(found, weight.numpy())
             continue
         try:
             data = quantize(weight.numpy(), kind)
         except NotImplementedError:
             data = _blocks(weight.shape, kind, stored)
-        writer.add_tensor(f"{found}.{suffix}", data, raw_dtype=kind)
+        writer.add_tensor(found, data, raw_dtype=kind)
+
+
+def _named(names: gguf.TensorNameMap, name: str) -> str:
+    """GGUF's name of a tensor."""
+    name = name.replace("dt_bias", "dt_proj.bias")
+    if whole := names.get_name(name):
+        return str(whole)
+    stem, _, suffix = name.rpartition(".")
+    found = names.get_name(stem)
+    assert found, name
+    return f"{found}.{suffix}"
 
 
 def _saved(model: Any) -> dict[str, torch.Tensor]:
@@ -234,6 +263,10 @@ def _changed(tensor: torch.Tensor, name: str, config: Any, architecture: str) ->
     if architecture in _INTERLEAVED and part in ("q_proj", "k_proj"):
         heads = config.num_attention_heads if part == "q_proj" else config.num_key_value_heads
         return tensor.view(heads, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+    if ".linear_attn." in name:
+        return _in_turns(tensor, name, config)
+    if architecture == "lfm2" and part == "conv" and tensor.ndim == 3:
+        return tensor.squeeze(1)
     if architecture in _ONE_MORE and name.endswith("norm.weight"):
         return tensor + 1
     if architecture == "gpt2" and part in ("c_attn", "c_proj", "c_fc") and tensor.ndim == 2:
@@ -245,6 +278,23 @@ def _changed(tensor: torch.Tensor, name: str, config: Any, architecture: str) ->
         kinds = parts[:, :-2], parts[:, [-2]], parts[:, [-1]]
         return torch.cat([each.reshape(-1, hidden) for each in kinds])
     return tensor
+
+
+def _in_turns(tensor: torch.Tensor, name: str, config: Any) -> torch.Tensor:
+    """Linear attention's weights, whose value heads take turns over the keys instead of following each key."""
+    part = name.split(".linear_attn.")[1].removesuffix(".weight")
+    keys, width, start = config.linear_num_key_heads, config.linear_value_head_dim, 0
+    if part == "norm":
+        return tensor
+    if part == "out_proj":
+        return _in_turns(tensor.T, name.replace(part, "in_proj_z"), config).T
+    if part in ("in_proj_qkv", "conv1d"):
+        tensor, start = tensor.squeeze(1), 2 * keys * config.linear_key_head_dim
+    elif part != "in_proj_z":
+        tensor, width = -tensor.exp() if part == "A_log" else tensor, 1
+    values = tensor[start:]
+    turned = values.reshape(keys, -1, width, *values.shape[1:]).transpose(0, 1).reshape(values.shape)
+    return torch.cat([tensor[:start], turned])
 
 
 def _blocks(shape: Any, kind: gguf.GGMLQuantizationType, random: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ from scoring.host_api import Deployment
 from scoring.host_api import cores as cores_here
 
 #: Tasks whose streams make more work for the interpreter than for a GPU.
-_STREAMING = ("text-generation", "conversational")
+STREAMING = ("text-generation", "conversational")
 _ONE_PROCESS = ("text-to-image", "automatic-speech-recognition")  # their rows or answers are large, and few
 #: A process each for so many cores, up to so many; on fewer cores processes would take them from each other.
 _CORES_EACH, _USUAL_MOST, _LEAST_CORES = 3, 8, 8
@@ -28,6 +28,6 @@ def number_of(asked: int | None, code: Path, environment: Mapping[str, str] = os
 
 def usual(task: str, cores: int, gpu: bool) -> int:
     """Number of front ends on a machine with `cores` cores, with or without a GPU."""
-    if task not in _STREAMING or cores < _LEAST_CORES or not gpu:
+    if task not in STREAMING or cores < _LEAST_CORES or not gpu:
         return 0
     return min(_USUAL_MOST, cores // _CORES_EACH)

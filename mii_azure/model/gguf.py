@@ -13,7 +13,7 @@ from mii_azure.model import configs
 from mii_azure.model.files import contained
 from mii_azure.model.folder import pickle_files, weigh
 from mii_azure.model.gguf_architectures import Architecture, TensorPlace, architecture_of, architectures, places
-from mii_azure.model.gguf_config import LONG, ROTARY, SHORT, config_of, number, sizes_of
+from mii_azure.model.gguf_config import LONG, ROTARY, SHORT, config_of, layers_of, number, sizes_of
 from mii_azure.model.gguf_header import COPY, ORIGINAL, Entry, Header, TextList
 from mii_azure.model.gguf_parts import only_file, read_whole
 from mii_azure.model.gguf_tokenizer import refuse_unknown
@@ -184,8 +184,10 @@ def _undone(kind: Any) -> bool:
 def _placed(header: Header, found: Architecture, config: dict[str, Any]) -> list[tuple[Entry, TensorPlace]]:
     """Tensors with their places, all of which fit; raises the ModelError branch."""
     file = header.file
-    every = places(found, config, sizes_of(header, config), number(header, "block_count"))
-    held = [each for each in header.tensors if each.name not in (ROTARY, LONG, SHORT)]
+    layers = layers_of(header)
+    every = places(found, config, sizes_of(header, config), layers)
+    left = (ROTARY, LONG, SHORT, *(f"blk.{each}." for each in range(layers, number(header, "block_count"))))
+    held = [each for each in header.tensors if not each.name.startswith(left)]
     unplaced = [each.name for each in held if each.name not in every]
     if unplaced:
         raise NotAvailable(

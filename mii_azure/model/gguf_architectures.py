@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -12,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from mii_azure.hardware.skus import load_data
 from mii_azure.model.gguf_header import Entry, Header
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+#: What undoes how a tensor is stored; the rest is in gguf_order.py.
+_UNDO = ("T", "row", "axis", "each", "grouped", "one", "decay", "heads", "values", "mixed", "convolved", "columns")
+_OF_MODEL = ("token_embd", "output", "position_embd")
 
 
 class Architecture(BaseModel):
@@ -35,14 +36,12 @@ class Architecture(BaseModel):
     partial_rope: bool = False
     window_rope: float | None = None  # base of the layers that see a window
     no_rope_every: int | None = None
-    full_every: int | None = None  # of these layers one sees all keys, and the others a window
+    full_every: int | None = None  # of these layers one sees all keys
     scaled_by_width_at: int | None = None  # layers of the one model whose scale is by its width, not by its heads'
+    few: str = "sliding_attention"  # kind of the layers that do not see all keys
     undo: str = ""
     tensors: Mapping[str, str]
-
-    def told(self, name: str) -> str | None:
-        """Setting of config.json for one of GGUF's keys, without its architecture; None if it has none."""
-        return self.settings.get(name)
+    of_kinds: Mapping[str, Mapping[str, str]] = {}  # tensors that only layers of a kind have
 
 
 class TensorPlace(NamedTuple):
@@ -50,7 +49,7 @@ class TensorPlace(NamedTuple):
 
     name: str  # with {} for an expert's number
     shape: tuple[int, ...]  # of all experts
-    undo: str  # "", "T", "row", "each" or "grouped"
+    undo: str  # one of _UNDO, or ""
 
     @property
     def wide(self) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -66,8 +65,9 @@ class TensorPlace(NamedTuple):
         return self.shape[::-1] if self.undo == "T" else self.shape
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """True if a stored tensor has the place's shape, or as a row that of its only axis."""
-        return shape == self.stored or (self.undo == "row" and shape == self.shape[1:])
+        """True if a stored tensor has the place's shape, or the one without an axis of 1."""
+        flat = self.undo in ("row", "axis", "convolved")
+        return shape == self.stored or (flat and shape == tuple(each for each in self.shape if each != 1))
 
 
 @cache
@@ -97,17 +97,17 @@ def places(
         for tensor in tensors
     }
     every: dict[str, TensorPlace] = {}
-    for name, told in found.tensors.items():
-        place = _place(told, sizes)
-        if name in left_out:
-            continue
-        if name.startswith(("token_embd", "output", "position_embd")) and not name.startswith("output_proj"):
-            every[name] = place
-        else:
-            every |= {
-                f"blk.{block}.{name}": place._replace(name=f"{found.layers}{block}.{place.name}")
-                for block in range(blocks)
-            }
+    kinds = config.get("layer_types", ()) if found.of_kinds else ()
+    tables = [(found.tensors, list(range(blocks)))]
+    tables += [
+        (tensors, [at for at, each in enumerate(kinds) if each == kind]) for kind, tensors in found.of_kinds.items()
+    ]
+    for tensors, layers in tables:
+        for name, place in ((name, _place(told, sizes)) for name, told in tensors.items() if name not in left_out):
+            if name.startswith(_OF_MODEL):
+                every[name] = place
+            else:
+                every |= {f"blk.{at}.{name}": place._replace(name=f"{found.layers}{at}.{place.name}") for at in layers}
     if config["tie_word_embeddings"]:
         del every["output.weight"]
     return every
@@ -120,7 +120,7 @@ def has_tensor(tensors: list[Entry], name: str) -> bool:
 
 def _place(told: str, sizes: Mapping[str, int]) -> TensorPlace:
     name, *words = told.split()
-    undo = words.pop() if words[-1] in ("T", "row", "each", "grouped") else ""
+    undo = words.pop() if words[-1] in _UNDO else ""
     shape = tuple(sum(int(part) if part.isdigit() else sizes[part] for part in word.split("+")) for word in words)
     return TensorPlace(name, shape, undo)
 

@@ -39,6 +39,10 @@ _READ = frozenset(
 )
 #: Keys that change no answer: whether a scale was trained with, and what embeddings are made of.
 _SILENT = frozenset(("rope.scaling.finetuned", "pooling_type", "expert_used_count"))
+#: How often a layer sees all keys, or which layers do not.
+_PATTERNS = ("attention.sliding_window_pattern", "full_attention_interval")
+#: Layers after the others that guess further tokens.
+GUESSES = "nextn_predict_layers"
 _SIZES = {"h": "embedding_length", "f": "feed_forward_length", "p": "context_length"}
 _IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 
@@ -52,27 +56,30 @@ def config_of(header: Header, found: Architecture) -> dict[str, Any]:
     _refuse_unread(header, found)
     config: dict[str, Any] = {"model_type": found.model_type, "architectures": [found.model_class], **found.fixed}
     for key, name in found.settings.items():
-        if (told := header.get(key)) is not None:
+        if key == "attention.head_count_kv":
+            config[name] = _groups(header)
+        elif (told := header.get(key)) is not None:
             config[name] = _checked(header, key, told)
         if config.get(name) != found.fixed.get(name, config.get(name)):
             raise NotAvailable(
-                f"{header.file.name} has {header.architecture}.{key} {_shown(told)}; read is {found.fixed[name]}.",
+                f"{header.file.name} has {header.architecture}.{key} {config[name]}; read is {found.fixed[name]}.",
                 ORIGINAL,
             )
     epsilons = (key for key in found.settings if key.endswith("_epsilon"))
-    for key in (*_SIZES.values(), "block_count", "attention.head_count", *epsilons, *found.required):
+    usual = (key for key in (*_SIZES.values(), "block_count", "attention.head_count") if key in found.settings)
+    for key in (*usual, *epsilons, *found.required):
         if header.get(key) is None:
             raise _unusual(header, f"they have no {header.architecture}.{key}")
-    if "attention.head_count_kv" in found.settings:
-        config.setdefault(found.settings["attention.head_count_kv"], number(header, "attention.head_count"))
     for name, (tensor, axis) in found.sized.items():
         config[name] = next((each.shape[axis] for each in header.tensors if each.name == f"blk.0.{tensor}"), 0)
     for flag, tensors in found.flags.items():
         config[flag.lstrip("!")] = has_tensor(header.tensors, tensors[0]) is not flag.startswith("!")
+    config[found.settings["block_count"]] = layers_of(header)
     config["vocab_size"] = _rows(header)
     config["tie_word_embeddings"] = not any(each.name == "output.weight" for each in header.tensors)
     config |= {name: header.fields.get(f"tokenizer.ggml.{key}") for name, key in _IDS.items()}
     _add_heads(header, found, config)
+    _add_linear(header, config)
     _add_layers(header, found, config)
     if found.rope:
         _add_rotary(header, found, config)
@@ -81,15 +88,31 @@ def config_of(header: Header, found: Architecture) -> dict[str, Any]:
 
 def sizes_of(header: Header, config: dict[str, Any]) -> dict[str, int]:
     """Sizes of the tensors, by the letters of data/gguf.json."""
-    sizes = {letter: number(header, key) for letter, key in _SIZES.items()}
+    sizes = {letter: number(header, key) for letter, key in _SIZES.items() if header.get(key)}
     heads, width = number(header, "attention.head_count"), _width(header)
-    groups = number(header, "attention.head_count_kv") if header.get("attention.head_count_kv") else heads
+    groups = _groups(header)
     sizes |= {"d": width, "n": heads, "g": groups, "q": heads * width, "k": groups * width}
     more = {"e": ("num_experts", "num_local_experts"), "m": ("moe_intermediate_size",), "v": ("vocab_size",)}
-    more["s"] = ("shared_expert_intermediate_size",)
+    more |= {"s": ("shared_expert_intermediate_size",), "c": ("linear_conv_kernel_dim", "conv_L_cache")}
+    more |= {"H": ("linear_num_value_heads",), "y": ("linear_value_head_dim",)}
     for letter, names in more.items():
         sizes[letter] = next((config[name] for name in names if name in config), 0)
-    return sizes
+    sizes["K"] = config.get("linear_num_key_heads", 0) * config.get("linear_key_head_dim", 0)
+    return sizes | {"V": sizes["H"] * sizes["y"]}
+
+
+def layers_of(header: Header) -> int:
+    """Layers, without those that guess further tokens, which transformers leaves out."""
+    return number(header, "block_count") - (number(header, GUESSES) if header.get(GUESSES) else 0)
+
+
+def _groups(header: Header) -> int:
+    """Heads of keys and values, of a number for each layer those of the layers that have some."""
+    told = header.get("attention.head_count_kv")
+    if isinstance(told, list) and any(told) and header.architecture == "lfm2":
+        told = next(filter(None, told))
+        return int(told)
+    return number(header, "attention.head_count_kv") if told else number(header, "attention.head_count")
 
 
 def number(header: Header, key: str) -> int:
@@ -125,7 +148,7 @@ def _refuse_unread(header: Header, found: Architecture) -> None:
     """Raise NotAvailable for a key of the architecture that nothing here reads."""
     prefix = f"{header.architecture}."
     read = _READ | _SILENT | found.settings.keys() | set(found.ignored)
-    read |= {"attention.sliding_window_pattern"} if found.full_every else set()
+    read |= set(_PATTERNS) if found.full_every else set()
     read |= {"attention.scale"} if found.scaled_by_width_at else set()
     read |= {"rope.freq_base_swa"} if found.window_rope else set()
     for name, told in header.fields.items():
@@ -183,15 +206,26 @@ def _add_heads(header: Header, found: Architecture, config: dict[str, Any]) -> N
     config["query_pre_attn_scalar"] = round(1 / scale**2) if scale else int(usual) if by_width else width
 
 
+def _add_linear(header: Header, config: dict[str, Any]) -> None:
+    """Add what linear attention has beside its settings, and the layers of LFM2 that have attention at all."""
+    if heads := config.get("linear_num_value_heads"):
+        config["linear_value_head_dim"] = number(header, "ssm.inner_size") // heads
+    if "conv_L_cache" in config:
+        told = header.get("attention.head_count_kv")
+        if not isinstance(told, list) or len(told) != layers_of(header):
+            raise _unusual(header, f"{_shown(told)} heads of keys do not tell which layers have attention")
+        config["layer_types"] = ["full_attention" if each else "conv" for each in told]
+
+
 def _add_layers(header: Header, found: Architecture, config: dict[str, Any]) -> None:
     """Add what differs from layer to layer, which most files leave to the architecture."""
-    blocks = range(1, number(header, "block_count") + 1) if found.full_every or found.no_rope_every else ()
+    blocks = range(1, layers_of(header) + 1) if found.full_every or found.no_rope_every else ()
     if found.full_every:
-        told = header.get("attention.sliding_window_pattern") or found.full_every
-        sees_window = told if isinstance(told, list) else [block % told != 0 for block in blocks]
-        if len(sees_window) != len(blocks):
-            raise _unusual(header, f"a pattern of {len(sees_window)} layers stands for {len(blocks)}")
-        config["layer_types"] = ["sliding_attention" if each else "full_attention" for each in sees_window]
+        told = next((header.get(key) for key in _PATTERNS if header.get(key)), found.full_every)
+        few = told if isinstance(told, list) else [block % told != 0 for block in blocks]
+        if len(few) != len(blocks):
+            raise _unusual(header, f"a pattern of {len(few)} layers stands for {len(blocks)}")
+        config["layer_types"] = [found.few if each else "full_attention" for each in few]
     if found.no_rope_every:
         config["no_rope_layers"] = [int(block % found.no_rope_every != 0) for block in blocks]
     if config.get("sliding_window") == 0:
@@ -207,6 +241,8 @@ def _add_rotary(header: Header, found: Architecture, config: dict[str, Any]) -> 
     elif turned != width:
         raise NotAvailable(f"{header.file.name} turns {turned} of {width} numbers of a head.", ORIGINAL)
     rotary |= _scaling(header, found)
+    if sections := header.get("rope.dimension_sections"):
+        rotary |= {"mrope_section": [each for each in sections if each], "mrope_interleaved": True}
     factors = {each.name: each for each in header.tensors if each.name in (ROTARY, LONG, SHORT)}
     if ROTARY in factors:
         rotary = llama3_rotary(header, factors[ROTARY], rotary)

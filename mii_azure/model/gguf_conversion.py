@@ -14,6 +14,7 @@ from mii_azure.errors import ConfigMissing
 from mii_azure.model.gguf import GgufFile, read_checkpoint
 from mii_azure.model.gguf_architectures import TensorPlace
 from mii_azure.model.gguf_header import ORIGINAL, Entry, stored
+from mii_azure.model.gguf_order import in_order
 from mii_azure.model.gguf_tokenizer import ends_of, tokenizer_of
 from mii_azure.model.model_cache import made_once
 from mii_azure.model.resolved import INDEX, WEIGHTS
@@ -118,29 +119,5 @@ def _widened(found: GgufFile, tensor: Entry, place: TensorPlace) -> Iterator[tup
     data, dtype = stored(tensor), getattr(torch, found.dtype)
     parts = data if place.undo == "each" else [data]
     for (name, shape), part in zip(place.wide, parts, strict=True):
-        weights = _in_order(found, tensor.name, place.undo, dequantize(part, tensor.kind))
+        weights = in_order(found.found, found.config, tensor.name, place.undo, dequantize(part, tensor.kind))
         yield name, torch.from_numpy(weights.reshape(shape).copy()).to(dtype).contiguous()
-
-
-def _in_order(found: GgufFile, name: str, undo: str, weights: Any) -> Any:
-    """Numbers of a tensor in transformers' order, by transformers' own undoer where the architecture has one."""
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
-
-    if undo == "T":
-        return weights.T
-    if undo == "grouped":
-        return _grouped(weights, found.config)
-    if not found.found.undo:
-        return weights
-    return TENSOR_PROCESSORS[found.found.undo](config=found.config).process(weights, name).weights
-
-
-def _grouped(weights: Any, config: dict[str, Any]) -> Any:
-    """Falcon's order: of each group its queries, a key and a value, which are stored one kind after another."""
-    import numpy as np
-
-    heads, groups = config["num_attention_heads"], config["num_kv_heads"]
-    width = weights.shape[0] // (heads + 2 * groups)
-    queries, keys, values = np.split(weights, [heads * width, (heads + groups) * width])
-    parts = queries.reshape(groups, -1, weights.shape[1]), keys.reshape(groups, width, -1)
-    return np.concatenate([*parts, values.reshape(groups, width, -1)], axis=1).reshape(weights.shape)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,12 @@ _FALCON_7B: dict[str, Any] = {"new_decoder_architecture": False, "multi_query": 
 _OF_FILES = {"model", "widened", "weight_bytes"}
 _SIX: dict[str, Any] = {"num_hidden_layers": 6, "layer_types": None}
 
+_SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "partial_rotary_factor": 0.25}
+_SECTIONS |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+_QWEN35: dict[str, Any] = {"num_hidden_layers": 4, "layer_types": None, "head_dim": 32, "rope_parameters": _SECTIONS}
+_QWEN35 |= {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 4}
+_QWEN35 |= {"linear_value_head_dim": 8}
+
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_parameters": _LINEAR}),
     ("mixtral", {}),
@@ -54,6 +61,9 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("cohere", {"use_qk_norm": True}),
     ("cohere2", {"num_hidden_layers": 4, "layer_types": None}),
     ("phi", {}),
+    ("qwen3_5_text", _QWEN35),
+    ("qwen3_5_moe_text", _QWEN35),
+    ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
     ("gpt2", {}),
     ("falcon", _FALCON_7B),
     ("falcon", {}),
@@ -101,6 +111,31 @@ def _settings(model: Any) -> dict[str, Any]:
     if told.get("multi_query") and not told["new_decoder_architecture"]:
         told["num_kv_heads"] = 1  # whatever its configuration says
     return dict(told)
+
+
+@pytest.mark.parametrize("family", ["starcoder2", "nemotron", "qwen3_5_text", "qwen3_5_moe_text", "lfm2"])
+def test_transformers_reads_the_same_of_the_file(family: str, tmp_path: Path) -> None:
+    """So the tests' own writer is right about order; of other architectures transformers drops settings, or all."""
+    from transformers import AutoModelForCausalLM
+
+    file, original, _ = write_gguf(tmp_path / "tiny.gguf", family, **dict(FAMILIES)[family])
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32).state_dict()
+    for name, weight in original.state_dict().items():
+        assert torch.allclose(theirs[name], weight, atol=1e-6), name
+
+
+def test_layers_that_guess_further_tokens_stay_out(tmp_path: Path) -> None:
+    def parts(writer: gguf.GGUFWriter) -> Iterable[str]:
+        writer.kv_data[0].pop("qwen35.block_count")
+        writer.add_block_count(5)
+        writer.add_nextn_predict_layers(1)
+        writer.add_tensor("blk.4.nextn.eh_proj.weight", np.zeros((32, 64), np.float32))
+        return []
+
+    file, original, _ = write_gguf(tmp_path / "tiny.gguf", "qwen3_5_text", parts=parts, **_QWEN35)
+    facts = resolve(str(file))
+    assert facts.config["num_hidden_layers"] == original.config.num_hidden_layers == 4
+    assert converted(file).is_dir()
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "mixtral"])
@@ -151,6 +186,7 @@ def _without(*names: str) -> Callable[[gguf.GGUFWriter], Iterable[str]]:
         ("qwen3", _set(qwen3__expert_count=8), "mixture of experts of the architecture 'qwen3'"),
         ("falcon", _set(falcon__tensor_data_layout=1, falcon__alibi=True), "falcon.alibi"),
         ("gemma3_text", _set(gemma3__attention__sliding_window_pattern=[True]), "a pattern of 1 layers"),
+        ("lfm2", _set(lfm2__attention__head_count_kv=2), "do not tell which layers have attention"),
         ("llama", _set(llama__vocab_size=7), "embeddings, .* and says 7"),
     ],
 )

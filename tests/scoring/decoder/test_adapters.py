@@ -28,12 +28,12 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tiny(family: str, folder: Path) -> Any:
-    """A tiny model whose norms have gains and shifts of their own, as a trained model's do."""
+    """A tiny model whose norms and experts have gains, shifts and biases of their own, as a trained model's do."""
     torch.set_num_threads(1)
     model = load_tiny(tiny_model(family, "text-generation", folder), "text-generation")[0]
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if parameter.ndim == 1 and "norm" in name:
+        if (parameter.ndim == 1 and "norm" in name) or "proj_bias" in name or "router.bias" in name:
             parameter.data += 0.5 * torch.rand(parameter.shape, generator=generator) - 0.25
     if getattr(model.config, "attn_logit_softcapping", None):
         model.set_attn_implementation("eager")  # transformers 5.17's other one leaves the cap out
