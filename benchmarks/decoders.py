@@ -89,6 +89,13 @@ _OLMOE_SMALL = {  # a mixture of experts, which only the generic tier serves, at
     "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 8,
     "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
 }  # fmt: skip
+_QWEN3_MOE_SMALL = {  # Qwen3-30B-A3B at a quarter of its depth
+    "vocab_size": 151936, "hidden_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 32,
+    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768, "norm_topk_prob": True,
+}  # fmt: skip
+_MIXTRAL_SMALL = _MISTRAL_7B | {"num_hidden_layers": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
+_GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32}  # gpt-oss-20b at half its depth
 _OLMO2_7B = {
     "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32,
@@ -118,6 +125,9 @@ CASES = {
     "gemma3-4b": Case("gemma3_text", _GEMMA3_4B, big=True, dtype="bfloat16"),
     "qwen3-0.6b-64": Case("qwen3", _QWEN3_600M, slots=64, dtype="bfloat16"),
     "olmoe-small": Case("olmoe", _OLMOE_SMALL, dtype="bfloat16"),
+    "qwen3-moe-small": Case("qwen3_moe", _QWEN3_MOE_SMALL, big=True, dtype="bfloat16"),
+    "mixtral-small": Case("mixtral", _MIXTRAL_SMALL, big=True, dtype="bfloat16"),
+    "gpt-oss-small": Case("gpt_oss", _GPT_OSS_SMALL, big=True, dtype="bfloat16"),
     "olmo2-7b": Case("olmo2", _OLMO2_7B, big=True, dtype="bfloat16"),
     "phi4-mini": Case("phi3", _PHI4_MINI, big=True, dtype="bfloat16"),
 }
@@ -259,19 +269,25 @@ def breakdown(decoder: Decoder, rows: int) -> dict[str, float]:
         parts |= {
             "norm+qkv+rotary+cache": lambda i: launcher.qkv(rows, i, layers[i]),
             "out+residual": lambda i: launcher.gemv("out", b.attended, layers[i].attention.out, b.x, rows, add=True),
-            "norm+up+activation": lambda i: launcher.up(rows, layers[i]),
-            "down+residual": lambda i: launcher.gemv("down", b.inner, layers[i].mlp.down, b.x, rows, add=True),
         }
+        if decoder.model.mixtures:
+            parts["norm+experts+residual"] = lambda i: launcher.experts_gemv(rows, layers[i], layers[i].mlp)
+        else:
+            parts["norm+up+activation"] = lambda i: launcher.up(rows, layers[i])
+            parts["down+residual"] = lambda i: launcher.gemv("down", b.inner, layers[i].mlp.down, b.x, rows, add=True)
     else:
         parts |= {
             "qkv": lambda i: launcher.product(b.normed, layers[i].attention.qkv, b.qkv, rows),
             "rotary+cache": lambda i: launcher.scatter(rows, i, layers[i]),
             "out": lambda i: launcher.product(b.attended, layers[i].attention.out, b.y, rows),
             "residual+norm": lambda i: launcher.add_norm(rows, b.y, layers[i].attention.out.bias, layers[i].norm2),
-            "up": lambda i: launcher.product(b.normed, layers[i].mlp.up, b.up, rows),
-            "activation": lambda i: launcher.activate(rows, layers[i].mlp, layers[i].mlp.down.weight.shape[1]),
-            "down": lambda i: launcher.product(b.inner, layers[i].mlp.down, b.y, rows),
         }
+        if decoder.model.mixtures:
+            parts["experts"] = lambda i: launcher.experts_grouped(rows, layers[i].mlp)
+        else:
+            parts["up"] = lambda i: launcher.product(b.normed, layers[i].mlp.up, b.up, rows)
+            parts["activation"] = lambda i: launcher.activate(rows, layers[i].mlp, layers[i].mlp.down.weight.shape[1])
+            parts["down"] = lambda i: launcher.product(b.inner, layers[i].mlp.down, b.y, rows)
     times = {
         name: 1e3 * graph_ms(lambda p=part: [p(i) for i in range(len(layers))]) / len(layers)
         for name, part in parts.items()

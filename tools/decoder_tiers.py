@@ -27,7 +27,9 @@ TEXT = """# Decoders
 Every causal type of transformers {version}, as a tiny random model in float32 on a CPU: the tier of the static decoder
 that serves it, or the reason why plain `generate` does (`python -m tools.decoder_tiers` writes this page).
 
-- **fused**: an adapter converts the model to this package's own `DecoderModel`; kernels of its own on a GPU.
+- **fused**: an adapter converts the model to this package's own `DecoderModel`; kernels of its own on a GPU. Mixtures
+  of experts too: of one or two rows each reads its own experts' weights, more rows are grouped by expert. A model
+  whose fused decoder differs from plain transformers at start, or fails there, has the generic one.
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
   in the standard way, with a causal mask or a window, and whether its cache keeps nothing but keys and values.

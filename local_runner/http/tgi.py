@@ -55,6 +55,7 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
             "router": "mii-azure",
         }
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", summary="Ready to score")
     async def health() -> Response:
         if not host.ready:

@@ -231,6 +231,7 @@ SCORING_FILES = (
     "quantization/methods.py",
     "quantization/recognised.py",
     "schema/__init__.py",
+    "schema/faults.py",
     "schema/registry.py",
     "schema/requests.py",
     "schema/retrieval.py",

@@ -12,7 +12,7 @@ from mii_azure.model.gguf_header import ORIGINAL, Header, TextList
 _BYTES, _PIECES = "gpt2", "llama"
 _CONTROL, _OWN = 3, 4  # types of tokens that are found whole in a text
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-#: Architecture whose control tokens take the spaces after them, but for these, as llama.cpp has it too.
+#: Architecture whose marks take the spaces after them, but for these, as llama.cpp has it too.
 _STRIPS, _KEEPS = "phi3", ("<unk>", "<s>", "<|endoftext|>")
 _SPACE = "\u2581"
 
@@ -150,9 +150,9 @@ def _of_pieces(header: Header) -> Any:
         told["merges"] = merges
     core, _ = convert_gguf_tokenizer(header.architecture, told)
     if header.architecture == _STRIPS:
-        marks = [token for token, kind in zip(told["tokens"], _types(header), strict=False) if kind == _CONTROL]
-        taken = [AddedToken(each, rstrip=True, normalized=False) for each in marks if each not in _KEEPS]
-        core.add_special_tokens(taken)
+        for kind, add in ((_CONTROL, core.add_special_tokens), (_OWN, core.add_tokens)):
+            marks = [token for token, each in zip(told["tokens"], _types(header), strict=False) if each == kind]
+            add([AddedToken(mark, rstrip=True, normalized=False) for mark in marks if mark not in _KEEPS])
     if _told(header, "add_space_prefix") is False and isinstance(core.pre_tokenizer, pre_tokenizers.Metaspace):
         core.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="never", split=False)
         core.decoder = decoders.Sequence([decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])

@@ -7,6 +7,7 @@ import torch
 import triton  # type: ignore[import-not-found,unused-ignore]
 from torch import Tensor
 
+from scoring.decoder.absent import given
 from scoring.decoder.buffers import Buffers
 from scoring.decoder.gemv_config import GemvTile, wide_tile
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Norm
@@ -79,22 +80,23 @@ class ExpertLaunches(RankSums):
         b, own, norm = self.buffers, self.experts, layer.norm2
         assert norm is not None and norm.kind == "rms"  # of a LayerNorm, every expert would need constants
         self.gemv("router", None, mlp.router, own.scores, rows, norm=norm)
-        self._choose(rows, mlp, own.scores)
+        self._choose(rows, mlp, own.scores, None)
         inputs, inner = mlp.up.shape[2], mlp.inner
         tile = self.tiles.get("experts") or wide_tile(2 * mlp.chosen * inner, inputs, 2)
         decode_experts.gated[tile.grid(inner, rows * mlp.chosen)](
-            self._stream, norm.gain, mlp.up, own.chosen, b.inner, inner, inputs, norm.eps, BN=tile.rows,
-            BK=tile.inputs, ONCE=inputs <= tile.inputs, NORM=norm.kind, ACT=mlp.activation, CHOSEN=mlp.chosen,
-            ROWS=rows, PDL=self.pdl, num_warps=tile.warps, **self._launch(),
+            self._stream, norm.gain, mlp.up, given(mlp.up_bias, b.x), own.chosen, b.inner, inner, inputs, norm.eps,
+            BN=tile.rows, BK=tile.inputs, ONCE=inputs <= tile.inputs, NORM=norm.kind, **_gate(mlp), ROWS=rows,
+            PDL=self.pdl, num_warps=tile.warps, **self._launch(),
         )  # fmt: skip
         post = layer.post2
         out = self._stream if post is None else b.y
         factor = self.model.residual_scale if post is None else 1.0
         tile = self.tiles.get("mixed") or _down_tile(mlp)
         decode_experts.down[tile.grid(self.model.hidden, rows)](
-            b.inner, mlp.down, own.chosen, own.shares, out, self.model.hidden, inner, factor, BN=tile.rows,
-            BK=tile.inputs, ADD=post is None and self._first, CHOSEN=mlp.chosen,
-            CP=triton.next_power_of_2(mlp.chosen), ROWS=rows, PDL=self.pdl, num_warps=tile.warps, **self._launch(),
+            b.inner, mlp.down, given(mlp.down_bias, b.x), own.chosen, own.shares, out, self.model.hidden, inner, factor,
+            BN=tile.rows, BK=tile.inputs, ADD=post is None and self._first, BIAS=self._adds_bias(mlp),
+            CHOSEN=mlp.chosen, CP=triton.next_power_of_2(mlp.chosen), ROWS=rows, PDL=self.pdl, num_warps=tile.warps,
+            **self._launch(),
         )  # fmt: skip
         self._sum(out[:rows])
         self._open = post
@@ -103,7 +105,7 @@ class ExpertLaunches(RankSums):
         """Enqueue a mixture of normed rows into y: each expert that was chosen reads its weights for all its rows."""
         b, own, hidden = self.buffers, self.experts, self.model.hidden
         self.product(b.normed, mlp.router, own.narrow, rows)
-        self._choose(rows, mlp, own.narrow)
+        self._choose(rows, mlp, own.narrow, mlp.router.bias)
         choices, (experts, _, inputs) = rows * mlp.chosen, mlp.up.shape
         gated, down = (
             tile.fitting(mlp.up.itemsize, sets)
@@ -115,12 +117,12 @@ class ExpertLaunches(RankSums):
             num_warps=4, **self._launch(),
         )  # fmt: skip
         decode_experts.grouped_gated[(tiles * triton.cdiv(mlp.inner, gated.outputs),)](
-            b.normed, mlp.up, own.order, own.tiles, own.used, b.inner, mlp.inner, inputs, tiles, ACT=mlp.activation,
-            CHOSEN=mlp.chosen, **self._tile(gated),
+            b.normed, mlp.up, given(mlp.up_bias, b.x), own.order, own.tiles, own.used, b.inner, mlp.inner, inputs,
+            tiles, **_gate(mlp), **self._tile(gated),
         )  # fmt: skip
         decode_experts.grouped_down[(tiles * triton.cdiv(hidden, down.outputs),)](
-            b.inner, mlp.down, own.order, own.tiles, own.used, own.shares, own.outs, hidden, mlp.inner, tiles,
-            **self._tile(down),
+            b.inner, mlp.down, given(mlp.down_bias, b.x), own.order, own.tiles, own.used, own.shares, own.outs, hidden,
+            mlp.inner, tiles, BIAS=self._adds_bias(mlp), **self._tile(down),
         )  # fmt: skip
         decode_experts.combine[(rows, triton.cdiv(hidden, _COMBINED))](
             own.outs, b.y, hidden, BN=_COMBINED, CHOSEN=mlp.chosen, PDL=self.pdl, num_warps=4, **self._launch(),
@@ -139,12 +141,16 @@ class ExpertLaunches(RankSums):
         """Compute a product of many rows."""
         raise NotImplementedError
 
-    def _choose(self, rows: int, mlp: Mixture, scores: Tensor) -> None:
+    def _adds_bias(self, mlp: Mixture) -> bool:
+        """Return True if this rank adds the bias of the down products."""
+        return mlp.down_bias is not None and self._first
+
+    def _choose(self, rows: int, mlp: Mixture, scores: Tensor, bias: Tensor | None) -> None:
         own, experts = self.experts, len(mlp.up)
         decode_experts.choose[(rows,)](
-            scores, own.chosen, own.shares, own.used, experts, XP=triton.next_power_of_2(experts), CHOSEN=mlp.chosen,
-            CP=triton.next_power_of_2(mlp.chosen), RENORMALISED=mlp.renormalised, PDL=self.pdl, num_warps=1,
-            **self._launch(),
+            scores, given(bias, scores), own.chosen, own.shares, own.used, experts, CHOSEN=mlp.chosen,
+            XP=triton.next_power_of_2(experts), CP=triton.next_power_of_2(mlp.chosen), RENORMALISED=mlp.renormalised,
+            BIAS=bias is not None, PDL=self.pdl, num_warps=1, **self._launch(),
         )  # fmt: skip
 
     def _tile(self, tile: ProductTile) -> dict[str, Any]:
@@ -152,6 +158,14 @@ class ExpertLaunches(RankSums):
             "BM": tile.rows, "BN": tile.outputs, "BK": tile.inputs, "PRECISION": self.precision, "PDL": self.pdl,
             "num_warps": tile.warps, "num_stages": tile.stages, **self._launch(),
         }  # fmt: skip
+
+
+def _gate(mlp: Mixture) -> dict[str, Any]:
+    """Arguments of a gated product's kernel: what it makes of the halves, and where they are."""
+    return {
+        "alpha": mlp.alpha, "limit": mlp.limit, "ACT": mlp.activation, "CLAMPED": mlp.limit > 0,
+        "INTERLEAVED": mlp.interleaved, "BIAS": mlp.up_bias is not None, "CHOSEN": mlp.chosen,
+    }  # fmt: skip
 
 
 def tiles_of(choices: int, experts: int, rows: int) -> int:

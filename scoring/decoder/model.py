@@ -114,7 +114,9 @@ class Mixture:
     """A mixture of gated MLPs: a row's outputs are those of the experts chosen for it, weighted and added.
 
     The router [X, E] gives each row a score by expert, and their softmax the weights: of the `chosen` highest, which
-    are `renormalised` to a sum of one or not. Weights: up [X, 2 I, E], the gate's rows first, and down [X, E, I].
+    are `renormalised` to a sum of one or not. Weights: up [X, 2 I, E], the gate's rows first, or each before its
+    other's if `interleaved`, and down [X, E, I]; biases [X, 2 I] and [X, E], both or none. With a `limit`, both halves
+    are clamped to it (the gate from above only): gate * sigmoid(alpha * gate) * (other + 1).
     """
 
     router: Linear
@@ -123,6 +125,11 @@ class Mixture:
     activation: Activation
     chosen: int
     renormalised: bool
+    up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    interleaved: bool = False
+    alpha: float = 0.0
+    limit: float = 0.0
 
     @property
     def inner(self) -> int:
@@ -257,7 +264,8 @@ class DecoderModel:
     @property
     def scratch_width(self) -> int:
         """Numbers that a row of a step keeps beside its hidden states and heads."""
-        return sum(self.widths) + self.most_chosen * self.hidden
+        scores = 4 * max((len(each.up) for each in self.mixtures), default=0)  # of routers, in float32 too
+        return sum(self.widths) + self.most_chosen * self.hidden + scores
 
     def products(self) -> list[Linear]:
         """Products of a step, in order, but for those of experts and their routers."""

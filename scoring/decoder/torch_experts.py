@@ -21,8 +21,9 @@ def mixture(x: Tensor, experts: Mixture, product: Product, activate: Activate) -
     found = x.new_empty(len(places), x.shape[1])
     for number, own in enumerate(torch.split(places, counts)):
         if len(own):
-            up = product(x[own // experts.chosen], Linear(experts.up[number]))
-            found[own] = product(activate(up, experts.activation, True), Linear(experts.down[number]))
+            up, down = _products(experts, number)
+            inner = _gated(product(x[own // experts.chosen], up), experts, activate)
+            found[own] = product(inner, down)
     weighted = found.view(len(x), experts.chosen, -1) * shares[..., None].to(x.dtype)
     total = weighted[:, 0]
     for place in range(1, experts.chosen):
@@ -34,3 +35,22 @@ def choose(logits: Tensor, experts: Mixture) -> tuple[Tensor, Tensor]:
     """Weights [T, chosen] in float32 and numbers of the experts that rows with these logits [T, X] choose."""
     shares, chosen = torch.softmax(logits.float(), -1).topk(experts.chosen, -1)
     return (shares / shares.sum(-1, keepdim=True) if experts.renormalised else shares), chosen
+
+
+def _products(experts: Mixture, number: int) -> tuple[Linear, Linear]:
+    """Products of one expert, up and down."""
+    up, down = experts.up_bias, experts.down_bias
+    return (
+        Linear(experts.up[number], None if up is None else up[number]),
+        Linear(experts.down[number], None if down is None else down[number]),
+    )
+
+
+def _gated(x: Tensor, experts: Mixture, activate: Activate) -> Tensor:
+    if experts.interleaved:
+        x = torch.cat((x[:, ::2], x[:, 1::2]), 1)
+    if not experts.limit:
+        return activate(x, experts.activation, True)
+    gate, other = x.chunk(2, -1)
+    gate, other = gate.clamp(max=experts.limit), other.clamp(-experts.limit, experts.limit)
+    return gate / (1.0 + torch.exp(-experts.alpha * gate)) * (other + 1)

@@ -1,7 +1,7 @@
 """Products of a mixture's experts: of single rows by the experts that each chose, of many rows grouped by expert.
 
-Weights are up [X, 2 N, K], the gate's rows first, and down [X, N, K]. A choice is a row's j-th expert: its place is
-row * CHOSEN + j in all that is kept of choices.
+Weights are up [X, 2 N, K], the gate's rows first or interleaved, and down [X, N, K]; biases [X, 2 N] and [X, N]. A
+choice is a row's j-th expert: its place is row * CHOSEN + j in all that is kept of choices.
 
 Grouped, the choices of an expert are tiles of up to BM rows. How many tiles an expert has is known on the device only,
 so as many are launched as there can be, and those left over end at once.
@@ -18,9 +18,9 @@ from scoring.kernels.decode_gemv import activation, both, place_of, read_tile
 
 
 @triton.jit
-def choose(logits_ptr, chosen_ptr, shares_ptr, used_ptr, X, XP: tl.constexpr, CHOSEN: tl.constexpr, CP: tl.constexpr,
-           RENORMALISED: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Choose each row's experts by logits [B, X]: their numbers, highest first, and their shares. Grid (B,).
+def choose(logits_ptr, bias_ptr, chosen_ptr, shares_ptr, used_ptr, X, XP: tl.constexpr, CHOSEN: tl.constexpr,
+           CP: tl.constexpr, RENORMALISED: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Choose each row's experts by logits [B, X] + bias: their numbers, highest first, and their shares. Grid (B,).
 
     No tile is used from then on.
     """
@@ -33,6 +33,8 @@ def choose(logits_ptr, chosen_ptr, shares_ptr, used_ptr, X, XP: tl.constexpr, CH
     x = tl.arange(0, XP)
     j = tl.arange(0, CP)
     logits = tl.load(logits_ptr + row * X + x, mask=x < X, other=float("-inf")).to(tl.float32)
+    if BIAS:
+        logits += tl.load(bias_ptr + x, mask=x < X, other=0.0).to(tl.float32)
     weights = tl.exp(logits - tl.max(logits, 0))
     total = tl.sum(weights, 0)
     chosen = tl.zeros([CP], tl.int32)
@@ -49,22 +51,53 @@ def choose(logits_ptr, chosen_ptr, shares_ptr, used_ptr, X, XP: tl.constexpr, CH
 
 
 @triton.jit
-def gated(x_ptr, gain_ptr, w_ptr, chosen_ptr, out_ptr, N, K, eps, BN: tl.constexpr, BK: tl.constexpr,
-          ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, CHOSEN: tl.constexpr, ROWS: tl.constexpr,
+def _halves(n, N, INTERLEAVED: tl.constexpr):
+    """Return the rows of up of which the n-th output is made: the gate's, and the other."""
+    gate = n
+    other = n + N
+    if INTERLEAVED:
+        gate = 2 * n
+        other = 2 * n + 1
+    return gate, other
+
+
+@triton.jit
+def _gate(gate, up, alpha, limit, ACT: tl.constexpr, CLAMPED: tl.constexpr):
+    """Return act(gate) * up, or of both clamped gate * sigmoid(alpha gate) * (up + 1)."""
+    if CLAMPED:
+        gate = tl.minimum(gate, limit)
+        up = tl.minimum(tl.maximum(up, -limit), limit) + 1.0
+        gate = gate * tl.sigmoid(alpha * gate)
+    else:
+        gate = activation(gate, ACT)
+    return gate * up
+
+
+@triton.jit
+def gated(x_ptr, gain_ptr, w_ptr, bias_ptr, chosen_ptr, out_ptr, N, K, eps, alpha, limit, BN: tl.constexpr,
+          BK: tl.constexpr, ONCE: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr, CLAMPED: tl.constexpr,
+          INTERLEAVED: tl.constexpr, BIAS: tl.constexpr, CHOSEN: tl.constexpr, ROWS: tl.constexpr,
           PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, CHOSEN, N] = act(gate) * up of norm(x) [B, K] by the chosen experts. Grid (B CHOSEN N / BN,)."""
     place, tile = place_of(ROWS * CHOSEN)
-    gate = tile * BN + tl.arange(0, BN)
-    inside = gate < N
+    n = tile * BN + tl.arange(0, BN)
+    inside = n < N
+    gate, up = _halves(n, N, INTERLEAVED)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    w_ptr += tl.load(chosen_ptr + place).to(tl.int64) * 2 * N * K
+    expert = tl.load(chosen_ptr + place).to(tl.int64)
+    w_ptr += expert * 2 * N * K
     a = read_tile(w_ptr, gate, inside, tl.arange(0, BK), K)
-    b = read_tile(w_ptr, gate + N, inside, tl.arange(0, BK), K)
+    b = read_tile(w_ptr, up, inside, tl.arange(0, BK), K)
     source = x_ptr + place // CHOSEN * K, x_ptr, x_ptr, 0.0
-    a, b, inverse, _ = both(source, gain_ptr, w_ptr, a, b, gate, gate + N, inside, K, eps, BN, BK, ONCE, NORM, False)
-    tl.store(out_ptr + place * N + gate, activation(a * inverse, ACT) * b * inverse, mask=inside)
+    a, b, inverse, _ = both(source, gain_ptr, w_ptr, a, b, gate, up, inside, K, eps, BN, BK, ONCE, NORM, False)
+    a *= inverse
+    b *= inverse
+    if BIAS:
+        a += tl.load(bias_ptr + expert * 2 * N + gate, mask=inside, other=0.0).to(tl.float32)
+        b += tl.load(bias_ptr + expert * 2 * N + up, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place * N + n, _gate(a, b, alpha, limit, ACT, CLAMPED), mask=inside)
 
 
 @triton.jit
@@ -75,8 +108,9 @@ def _chosen_tile(w_ptr, starts, chosen, rows, inside, k, K):
 
 
 @triton.jit
-def down(x_ptr, w_ptr, chosen_ptr, shares_ptr, out_ptr, N, K, factor, BN: tl.constexpr, BK: tl.constexpr,
-         ADD: tl.constexpr, CHOSEN: tl.constexpr, CP: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def down(x_ptr, w_ptr, bias_ptr, chosen_ptr, shares_ptr, out_ptr, N, K, factor, BN: tl.constexpr, BK: tl.constexpr,
+         ADD: tl.constexpr, BIAS: tl.constexpr, CHOSEN: tl.constexpr, CP: tl.constexpr, ROWS: tl.constexpr,
+         PDL: tl.constexpr):  # fmt: skip
     """Compute out [B, N] = factor times the sum of x [B, CHOSEN, K] by the chosen experts, or out += that with ADD.
 
     Grid (B N / BN,).
@@ -87,7 +121,8 @@ def down(x_ptr, w_ptr, chosen_ptr, shares_ptr, out_ptr, N, K, factor, BN: tl.con
     j = tl.arange(0, CP)
     k = tl.arange(0, BK)
     # What was chosen was written two launches ago, and the kernel between has waited for it.
-    starts = tl.load(chosen_ptr + row * CHOSEN + j, mask=j < CHOSEN, other=0).to(tl.int64) * N * K
+    experts = tl.load(chosen_ptr + row * CHOSEN + j, mask=j < CHOSEN, other=0).to(tl.int64)
+    starts = experts * N * K
     shares = tl.load(shares_ptr + row * CHOSEN + j, mask=j < CHOSEN, other=0.0)
     w = _chosen_tile(w_ptr, starts, j < CHOSEN, rows, inside, k, K)
     if PDL:
@@ -104,6 +139,10 @@ def down(x_ptr, w_ptr, chosen_ptr, shares_ptr, out_ptr, N, K, factor, BN: tl.con
         acc += w.to(tl.float32) * (x * shares[:, None])[None, :, :]
         w = following
     sums = tl.sum(tl.sum(acc, 2), 1)
+    if BIAS:
+        bias_at = bias_ptr + experts[None, :] * N + rows[:, None]
+        bias = tl.load(bias_at, mask=inside[:, None] & (j < CHOSEN)[None, :], other=0.0).to(tl.float32)
+        sums += tl.sum(bias * shares[None, :], 1)
     tl.store(out_ptr + row * N + rows, old + factor * sums, mask=inside)
 
 
@@ -150,8 +189,9 @@ def _grouped(tile, order_ptr, tiles_ptr, TILES, BM: tl.constexpr):
 
 
 @triton.jit
-def grouped_gated(x_ptr, w_ptr, order_ptr, tiles_ptr, used_ptr, out_ptr, N, K, TILES, BM: tl.constexpr,
-                  BN: tl.constexpr, BK: tl.constexpr, ACT: tl.constexpr, CHOSEN: tl.constexpr,
+def grouped_gated(x_ptr, w_ptr, bias_ptr, order_ptr, tiles_ptr, used_ptr, out_ptr, N, K, TILES, alpha, limit,
+                  BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, ACT: tl.constexpr, CLAMPED: tl.constexpr,
+                  INTERLEAVED: tl.constexpr, BIAS: tl.constexpr, CHOSEN: tl.constexpr,
                   PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Compute out [B CHOSEN, N] = act(gate) * up of x [B, K], each choice by its expert. Grid (TILES * N / BN,)."""
     if PDL:
@@ -164,8 +204,9 @@ def grouped_gated(x_ptr, w_ptr, order_ptr, tiles_ptr, used_ptr, out_ptr, N, K, T
         n = (tl.program_id(0) % blocks) * BN + tl.arange(0, BN)
         k = tl.arange(0, BK)
         x_at = x_ptr + (places // CHOSEN)[:, None] * K + k[None, :]
-        a_at = w_ptr + (expert * 2 * N + n)[:, None] * K + k[None, :]
-        b_at = w_ptr + (expert * 2 * N + N + n)[:, None] * K + k[None, :]
+        a_rows, b_rows = _halves(n, N, INTERLEAVED)
+        a_at = w_ptr + (expert * 2 * N + a_rows)[:, None] * K + k[None, :]
+        b_at = w_ptr + (expert * 2 * N + b_rows)[:, None] * K + k[None, :]
         gate = tl.zeros([BM, BN], tl.float32)
         up = tl.zeros([BM, BN], tl.float32)
         for start in range(0, K, BK):
@@ -175,14 +216,18 @@ def grouped_gated(x_ptr, w_ptr, order_ptr, tiles_ptr, used_ptr, out_ptr, N, K, T
             b = tl.load(b_at + start, mask=(n < N)[:, None] & inside, other=0.0)
             gate = tl.dot(x, tl.trans(a), gate, input_precision=PRECISION)
             up = tl.dot(x, tl.trans(b), up, input_precision=PRECISION)
-        out = activation(gate, ACT) * up
+        if BIAS:
+            gate += tl.load(bias_ptr + expert * 2 * N + a_rows, mask=n < N, other=0.0).to(tl.float32)[None, :]
+            up += tl.load(bias_ptr + expert * 2 * N + b_rows, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        out = _gate(gate, up, alpha, limit, ACT, CLAMPED)
         at = out_ptr + places[:, None] * N + n[None, :]
         tl.store(at, out.to(out_ptr.dtype.element_ty), mask=there[:, None] & (n < N)[None, :])
 
 
 @triton.jit
-def grouped_down(x_ptr, w_ptr, order_ptr, tiles_ptr, used_ptr, shares_ptr, out_ptr, N, K, TILES, BM: tl.constexpr,
-                 BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+def grouped_down(x_ptr, w_ptr, bias_ptr, order_ptr, tiles_ptr, used_ptr, shares_ptr, out_ptr, N, K, TILES,
+                 BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+                 PDL: tl.constexpr):  # fmt: skip
     """Compute out [B CHOSEN, N] of x [B CHOSEN, K], each choice by its expert times its share.
 
     Grid (TILES * N / BN,).
@@ -204,6 +249,8 @@ def grouped_down(x_ptr, w_ptr, order_ptr, tiles_ptr, used_ptr, shares_ptr, out_p
             x = tl.load(x_at + start, mask=there[:, None] & inside, other=0.0)
             w = tl.load(w_at + start, mask=(n < N)[:, None] & inside, other=0.0)
             acc = tl.dot(x, tl.trans(w), acc, input_precision=PRECISION)
+        if BIAS:
+            acc += tl.load(bias_ptr + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
         acc *= tl.load(shares_ptr + places, mask=there, other=0.0)[:, None]
         at = out_ptr + places[:, None] * N + n[None, :]
         tl.store(at, acc.to(out_ptr.dtype.element_ty), mask=there[:, None] & (n < N)[None, :])

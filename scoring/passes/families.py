@@ -60,6 +60,7 @@ STATIC_DECODE = Families(
         "gpt2",
         "gpt_neo",
         "gpt_neox",
+        "gpt_oss",
         "gptj",
         "granite",
         "llama",
@@ -94,7 +95,7 @@ WRAPPED: Mapping[str, str] = {
 }
 _AFTER = "it has norms after its blocks"
 #: Families of the static decoder whose layers hold a mixture of experts, or may.
-MIXTURES = ("mixtral", "qwen3_moe")
+MIXTURES = ("gpt_oss", "mixtral", "qwen3_moe")
 _PARALLEL = "its blocks compute attention and MLP side by side"
 #: Families of the static decoder whose steps on a CPU run in C (`scoring.decoder.native_step`), and those it refuses.
 _NOT_NATIVE = {

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from scoring.errors import InvalidInput, InvalidParameter
+from scoring.schema.faults import first_fault
 from scoring.schema.structured import StructuredParameters
 from scoring.schema.tools import ToolCall, ToolParameters
 
@@ -384,15 +385,6 @@ class TaskSchema:
         import json
 
         return json.dumps(self.sample["inputs"])
-
-
-def first_fault(error: ValidationError) -> tuple[str, str]:
-    """Place and reason of the first thing that is wrong."""
-    detail = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    place = ".".join(
-        str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained", "list["))
-    )
-    return place, str(detail["msg"])
 
 
 def _join(where: str, place: str) -> str:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from scoring.errors import InvalidInput
-from scoring.schema.requests import MOST, MOST_TOKENS, Conversation, Strict, first_fault
+from scoring.schema.faults import first_fault
+from scoring.schema.requests import MOST, MOST_TOKENS, Conversation, Strict
 
 #: Key of requests that are of no task, and its value for each.
 KEY, TOKENIZE, DETOKENIZE = "mii_azure", "tokenize", "detokenize"

@@ -1,13 +1,14 @@
 """Converts decoders whose blocks are laid out like Llama's to a `DecoderModel`.
 
 They differ in what a block adds to that layout, which is read from its modules: norms of queries and keys, norms after
-attention and MLP, fused products, windows, layers without rotary positions, and factors on embedding, residual and
-logits. Queries and keys are normalised before rotation.
+attention and MLP, fused products, windows, layers without rotary positions, attention sinks, a mixture of experts in
+place of the MLP, and factors on embedding, residual and logits. Queries and keys are normalised before rotation.
 """
 
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from scoring.decoder.adapters.parts import (
@@ -23,13 +24,14 @@ from scoring.decoder.model import Activation, Attention, DecoderLayer, DecoderMo
 
 #: model_type of the families.
 FAMILIES = (
-    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "granite", "llama", "mistral", "mixtral", "olmo2", "olmo3",
-    "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
+    "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3", "starcoder2",
 )  # fmt: skip
 _OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus its weight
 _ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
 _SAME_WINDOW = ("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2")  # one window for all layers, in the config
 _INTERLEAVED = ("cohere2", "glm4")  # neighbouring elements form the rotated pairs
+_CAPPED = ("gemma2",)  # their attention's scores are capped; Gemma 3 has the setting, and passes over it
 _POST_ONLY = ("olmo2", "olmo3")  # their blocks have norms after attention and MLP alone
 _JOINT = _POST_ONLY  # their norms of queries and keys are over all heads together
 _POST_NORMS = {
@@ -98,18 +100,19 @@ def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) 
         qkv,
         linear(module.o_proj),
         float(module.scaling),
-        _window(module, config),
+        _window(index, config),
         q_norm=_norm(module.q_norm, config) if normed else None,
         k_norm=_norm(module.k_norm, config) if normed else None,
         jointly=config.model_type in _JOINT,
         rotary=_rotary_of(module, index, config, rotary),
-        cap=float(getattr(config, "attn_logit_softcapping", None) or 0),
+        cap=float(config.attn_logit_softcapping or 0) if config.model_type in _CAPPED else 0.0,
+        sinks=module.sinks.data if hasattr(module, "sinks") else None,
     )
 
 
 def _mlp(module: Any, config: Any) -> Mlp | Mixture:
     activation = ACTIVATIONS[activation_name(config)]
-    if hasattr(module, "experts"):
+    if hasattr(module, "experts"):  # some layers of a model may have an MLP
         return _experts(module, activation)
     if hasattr(module, "c_fc"):  # Starcoder 2
         return Mlp(linear(module.c_fc), linear(module.c_proj), activation)
@@ -119,17 +122,28 @@ def _mlp(module: Any, config: Any) -> Mlp | Mixture:
 
 
 def _experts(module: Any, activation: Activation) -> Mixture:
-    router, experts = module.gate, module.experts
-    for weight in (experts.gate_up_proj, experts.down_proj):
-        weight.data = weight.data.contiguous()
+    router, experts = getattr(module, "gate", None) or module.router, module.experts
+    turned = hasattr(experts, "gate_up_proj_bias")  # gpt-oss has its weights by inputs
     return Mixture(
-        Linear(router.weight.data),
-        experts.gate_up_proj.data,
-        experts.down_proj.data,
+        Linear(router.weight.data, None if getattr(router, "bias", None) is None else router.bias.data),
+        _by_outputs(experts.gate_up_proj, turned),
+        _by_outputs(experts.down_proj, turned),
         activation,
         int(router.top_k),
         bool(getattr(router, "norm_topk_prob", True)),
+        experts.gate_up_proj_bias.data if turned else None,
+        experts.down_proj_bias.data if turned else None,
+        interleaved=turned,
+        alpha=float(getattr(experts, "alpha", 0.0)),
+        limit=float(getattr(experts, "limit", 0.0)),
     )
+
+
+def _by_outputs(weight: Any, turned: bool) -> Tensor:
+    """Weights [X, outputs, inputs], packed, which the module's parameter then views."""
+    packed: Tensor = (weight.data.transpose(1, 2) if turned else weight.data).contiguous()
+    weight.data = packed.transpose(1, 2) if turned else packed
+    return packed
 
 
 def _norm(module: Any, config: Any) -> Norm:
@@ -138,9 +152,12 @@ def _norm(module: Any, config: Any) -> Norm:
     return rms_norm(module, float(config.model_type in _OFFSET))
 
 
-def _window(module: Any, config: Any) -> int:
-    source = config if config.model_type in _SAME_WINDOW else module
-    return int(getattr(source, "sliding_window", None) or 0)
+def _window(index: int, config: Any) -> int:
+    if config.model_type not in _SAME_WINDOW:
+        kinds = getattr(config, "layer_types", None)  # by which masks are made, whatever modules say of windows
+        if kinds is None or kinds[index] != "sliding_attention":
+            return 0
+    return int(getattr(config, "sliding_window", None) or 0)
 
 
 def _rotaries(model: Any, positions: int, head_dim: int) -> dict[str, Rotary]:

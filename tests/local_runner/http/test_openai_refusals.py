@@ -80,6 +80,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str | None]] = [
     ("chat", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only parts of text", None),
     ("chat", {"messages": HELLO, "tools": [{"type": "function"}]}, "Field required", "tools.0.function"),
     ("chat", {"messages": HELLO, "tools": TOOLS}, "template takes no tools", "tools"),
+    ("chat", {"messages": HELLO, "tool_choice": {"type": "custom"}}, "Input should be 'function'", "tool_choice.type"),
     ("chat", {"messages": HELLO, "tool_choice": "required"}, "no tools to call", "tool_choice"),
     ("gpt2", {"prompt": "a", "tools": TOOLS}, "tools is not served here.", "tools"),
     ("chat", {"messages": HELLO, "response_format": {"type": "yaml"}}, "Input should be", "response_format.type"),

@@ -120,6 +120,7 @@ def test_whoever_is_no_such_client_gets_the_canonical_form_at_the_root(url: str)
 def test_the_client_asks_for_health_and_limits(url: str) -> None:
     client = InferenceClient(url, provider="hf-inference")
     assert client.health_check()
+    assert httpx.head(f"{url}/health", trust_env=False).status_code == 200
     assert client.get_endpoint_info()["model_pipeline_tag"] == "text-generation"
     other = httpx.post(f"{url}/generate", json={"inputs": [PROMPT]}, trust_env=False).json()
     assert other["where"] == "inputs"

@@ -129,6 +129,7 @@ def test_pieces_are_those_of_the_original(
 def test_phi3_begins_as_its_own_and_takes_the_spaces_after_its_marks(tmp_path: Path) -> None:
     plain = tiny_tokenizers.llama(128)
     plain.add_tokens([AddedToken("<|user|>", rstrip=True, special=True)], special_tokens=True)
+    plain.add_tokens([AddedToken("<|own|>", rstrip=True, normalized=False)])
     core = plain.backend_tokenizer
     core.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
     core.pre_tokenizer = None
@@ -136,7 +137,7 @@ def test_phi3_begins_as_its_own_and_takes_the_spaces_after_its_marks(tmp_path: P
     ours = tokenizer_of(read_header(file), 128)
     ours.save_pretrained(tmp_path)
     for each in (ours, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
-        for text in (*TEXTS, "<|user|>\n  Hi <|user|>"):
+        for text in (*TEXTS, "<|user|>\n  Hi <|user|> x <|own|>  y"):
             assert each(text).input_ids == plain(text).input_ids, text
 
 

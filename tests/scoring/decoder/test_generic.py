@@ -29,12 +29,12 @@ from tests.tiny_causal import tiny_causal
 #: Of each kind: dense, experts, windows, latent attention, sinks, learned and sinusoidal positions.
 SERVED = (
     "afmoe", "apertus", "arcee", "biogpt", "bitnet", "cohere", "ctrl", "deepseek_v2", "deepseek_v3", "dots1",
-    "ernie4_5_moe", "exaone4", "flex_olmo", "glm", "glm4_moe", "gpt_bigcode", "gpt_oss", "granitemoe", "helium",
+    "ernie4_5_moe", "exaone4", "flex_olmo", "glm", "glm4_moe", "gpt_bigcode", "granitemoe", "helium",
     "hunyuan_v1_moe", "jetmoe", "llama4_text", "longcat_flash", "minicpm3", "ministral3", "modernbert-decoder",
     "nanochat", "nemotron", "olmo", "olmoe", "persimmon", "phi", "phimoe", "qwen2_moe", "seed_oss", "stablelm",
     "vaultgemma",
 )  # fmt: skip
-FORCED = ("llama", "gpt2", "gemma2", "mistral", "mixtral")
+FORCED = ("llama", "gpt2", "gemma2", "gpt_oss", "mistral", "mixtral")
 REFUSED = {
     "bamba": "keep more than their own keys and values",
     "bert": "neither causal nor a window",
@@ -106,12 +106,18 @@ def test_what_is_not_standard_is_refused_with_the_reason(family: str) -> None:
         StaticDecode(slots=1, max_length=64).apply(model)
 
 
+def test_attention_in_both_directions_is_refused_where_a_mask_is_causal() -> None:
+    model = tiny_causal("gemma", use_bidirectional_attention=True)
+    with pytest.raises(LoadError, match="both directions"):
+        Decoder(model, slots=1, max_length=64)
+
+
 def test_the_pass_serves_and_verifies_it() -> None:
     from scoring.decoder.verify import reference
 
     model = tiny_causal("gpt_oss")
     told = reference(model)
-    chosen = StaticDecode(slots=3, max_length=64)
+    chosen = StaticDecode(slots=3, max_length=64, tier="generic")
     applied = chosen.apply(model)
     assert applied.detail.startswith("3 slots")
     assert chosen.decoder.tier == "generic"

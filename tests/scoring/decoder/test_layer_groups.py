@@ -31,7 +31,6 @@ MIXED = {
     "gpt_oss": "SF",
     "olmo3": "SSFS",
 }
-TIERS = {"gpt_oss": "generic"}
 _NAMES = {"S": "sliding_attention", "F": "full_attention"}
 
 
@@ -122,8 +121,8 @@ def test_the_longest_sequence_is_one_that_fits() -> None:
 def test_windowed_layers_keep_their_window_and_tokens_are_those_of_transformers(family: str, tokens: int) -> None:
     """Several windows long, in pieces and steps, while a second sequence takes what the first gives up."""
     model = mixed(family)
-    decoder = Decoder(model, 3, 1024, tokens=tokens, tier=TIERS.get(family))
-    assert decoder.tier == TIERS.get(family, "fused")
+    decoder = Decoder(model, 3, 1024, tokens=tokens)
+    assert decoder.tier == "fused"
     groups, pool = decoder.groups, decoder.tables.pool
     full = groups.windows.count(0)
     assert 0 < full < groups.count

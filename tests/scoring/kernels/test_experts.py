@@ -25,7 +25,18 @@ def chosen_by_kernel(logits: Tensor, renormalised: bool = True) -> tuple[Tensor,
     chosen = torch.full((rows, CHOSEN), -1, dtype=torch.int32, device=DEVICE)
     shares, used = torch.zeros(rows, CHOSEN, device=DEVICE), torch.ones(1, dtype=torch.int32, device=DEVICE)
     decode_experts.choose[(rows,)](
-        logits, chosen, shares, used, experts, XP=8, CHOSEN=CHOSEN, CP=2, RENORMALISED=renormalised, PDL=PDL
+        logits,
+        logits,
+        chosen,
+        shares,
+        used,
+        experts,
+        XP=8,
+        CHOSEN=CHOSEN,
+        CP=2,
+        RENORMALISED=renormalised,
+        BIAS=False,
+        PDL=PDL,
     )
     return chosen, shares, used
 
@@ -66,10 +77,27 @@ def test_rows_are_grouped_however_uneven_the_choices() -> None:
     assert used.item() == 5 + 5 + 1 + 1 <= tiles
     assert sorted(order.tolist()) == list(range(choices))
     decode_experts.grouped_gated[(tiles * 2,)](
-        x, up, order, table, used, inner, INNER, WIDE, tiles, ACT="silu", CHOSEN=CHOSEN, **shape
+        x,
+        up,
+        x,
+        order,
+        table,
+        used,
+        inner,
+        INNER,
+        WIDE,
+        tiles,
+        0.0,
+        0.0,
+        ACT="silu",
+        CLAMPED=False,
+        INTERLEAVED=False,
+        BIAS=False,
+        CHOSEN=CHOSEN,
+        **shape,
     )
     decode_experts.grouped_down[(tiles * 3,)](
-        inner, down, order, table, used, shares, outs, WIDE, INNER, tiles, **shape
+        inner, down, x, order, table, used, shares, outs, WIDE, INNER, tiles, BIAS=False, **shape
     )
     decode_experts.combine[(ROWS, 1)](outs, out, WIDE, BN=64, CHOSEN=CHOSEN, PDL=PDL)
     gate, upper = torch.einsum("tk,tcnk->tcn", x, up[chosen.long()]).chunk(2, -1)

@@ -64,7 +64,7 @@ def test_a_family_without_an_adapter_is_for_the_generic_tier() -> None:
     assert decision.take
     assert decision.reason.startswith("generic tier: transformers' own modules over our cache; 16 slots of 2048 tokens")
     assert StaticDecode().applies(replace(other, weight_bytes=10**9), H100, LATENCY).take
-    assert StaticDecode().applies(replace(other, family="gpt_oss"), CPU, LATENCY).take
+    assert StaticDecode().applies(replace(other, family="olmoe"), CPU, LATENCY).take
     assert (
         "qwen2_moe are transformers' own"
         in WeightOnly(StaticDecode(tier="generic")).applies(other, H100, LATENCY).reason

@@ -244,7 +244,7 @@ def test_the_models_own_sampling_settings_count_once_sampling_is_asked_for(
 
 def test_every_decoder_family_is_tested() -> None:
     assert set(DECODERS) == {name for name, family in FAMILIES.items() if family.kind == "decoder"}
-    assert len(DECODERS) == 23
+    assert len(DECODERS) == 24
 
 
 def test_an_end_token_that_is_text_ends_each_row_once(
