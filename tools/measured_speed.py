@@ -56,6 +56,7 @@ OTHER_RESULTS = {
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",
+    "http_calls": "what grammars and adapters add to a CPU's requests",
     "memory": "bytes",
     "neighbour": "what another program on the cores adds",
     "offload": "weights in host memory, which no plan chooses by itself",

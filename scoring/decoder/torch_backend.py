@@ -40,10 +40,14 @@ class TorchBackend:
 
         A part is (slot, start position, number of tokens). Each product runs once for all parts.
         """
-        hidden = None
-        if tokens.device.type == "cpu" and all(each.adapters is None for each in self.model.products()):
-            hidden = self._halves.run(parts, tokens, self._last)
+        hidden = self._halves.run(parts, tokens, self._last) if self._halved() else None
         return self.head(self._last(parts, tokens) if hidden is None else hidden)
+
+    def _halved(self) -> bool:
+        """True if two forwards may run at once: no sums over ranks, and no adapters, which know one forward's rows."""
+        if self.model.device.type != "cpu" or self.model.team is not None:
+            return False
+        return all(each.adapters is None for each in self.model.products())
 
     def _last(self, parts: Sequence[tuple[int, int, int]], tokens: Tensor) -> Tensor:
         """Hidden states [parts, E] of the last token of each part, all of which are appended."""

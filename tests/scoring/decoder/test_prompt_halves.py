@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -89,3 +90,12 @@ def test_a_half_that_fails_fails_the_prompts_once_both_have_ended(model: Any, mo
     with pytest.raises(RuntimeError, match="no such product"):
         decoder.prefill_many(list(enumerate(PROMPTS)))
     assert ended == [17 + 20]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_slice_of_a_model_has_no_halves(model: Any) -> None:
+    """Its sums over ranks are one after another."""
+    _, back_end = opened(model)
+    assert back_end._halved()
+    back_end.model.team = Mock()
+    assert not back_end._halved()
