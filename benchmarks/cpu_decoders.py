@@ -272,7 +272,8 @@ def measure(name: str, part: str, report: Report) -> None:
     from scoring.decoder.decoder import Decoder
 
     model = made(name)
-    size = sum(product.full.numel() for product in Decoder(model, slots=1, max_length=32).model.products())
+    whole: Any = Decoder(model, slots=1, max_length=32).model
+    size = sum(product.full.numel() for product in whole.products())
     report.prompt(name, {"parameters": size})
     add = partial(report.add, name, model.config.num_hidden_layers)
     if part in ("", "narrow"):

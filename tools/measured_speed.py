@@ -47,6 +47,7 @@ OTHER_RESULTS = {
     "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu-families": "families beside stock options on a CPU",
     "cpu-service": "what a service adds",
+    "cpu_clients": "what several processes add, and clients that share the cores",
     "cpu_decoders-zen4": "another machine's cores, beside llama.cpp; its bandwidth swung by half between runs",
     "encoders-kernels": "kernels",
     "encoder_families": "random weights of four shapes beside stock options",

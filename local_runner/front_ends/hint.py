@@ -11,6 +11,6 @@ def hint(task: str, cores: int, gpu: bool) -> str:
     if gpu or cores != _CORES or task not in STREAMING:
         return ""
     return (
-        "note: many clients of a small model get a third more tokens from two processes (--replicas 2), which take "
+        "note: many clients of a small model get two fifths more tokens from two processes (--replicas 2), which take "
         "twice the memory; one client gets none more."
     )

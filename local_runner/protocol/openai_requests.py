@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from local_runner.errors import ModelNotServed, served_as
+from local_runner.protocol.allowed_tools import offering_allowed
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
@@ -93,6 +94,7 @@ def _is_tokens(prompt: Any) -> bool:
 def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/chat/completions."""
     _check(sent, deployment, ("conversational",), "/v1/chat/completions")
+    sent = offering_allowed(sent)
     messages = sent.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")

@@ -104,6 +104,10 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
 def _choice(choice: Any) -> Any:
     if not isinstance(choice, dict):
         return choice
+    if choice.get("type") == "allowed_tools":
+        named = choice.get("tools")
+        tools = [_choice(each) for each in named] if isinstance(named, list) else named
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.get("mode"), "tools": tools}}
     if choice.get("type") != "function":
         raise InvalidParameter("tool_choice names a function.", where="tool_choice")
     return {"type": "function", "function": {"name": choice.get("name")}}

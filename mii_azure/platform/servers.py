@@ -62,6 +62,7 @@ HOST_FILES = (
     "process/ready_file.py",
     "protocol/__init__.py",
     "protocol/addresses.py",
+    "protocol/allowed_tools.py",
     "protocol/audio_requests.py",
     "protocol/errors.py",
     "protocol/oip.py",

@@ -31,6 +31,7 @@ _OFFSET = ("gemma", "gemma2", "gemma3_text")  # their RMSNorm's gain is one plus
 _ROOT_SCALED = _OFFSET  # their embedding is multiplied by the square root of the hidden size, in the model's type
 _SAME_WINDOW = ("mistral", "mixtral", "phi3", "qwen3_moe", "starcoder2")  # one window for all layers, in the config
 _INTERLEAVED = ("cohere2", "glm4")  # neighbouring elements form the rotated pairs
+_CAPPED = ("gemma2",)  # their attention's scores are capped; Gemma 3 has the setting, and passes over it
 _POST_ONLY = ("olmo2", "olmo3")  # their blocks have norms after attention and MLP alone
 _JOINT = _POST_ONLY  # their norms of queries and keys are over all heads together
 _POST_NORMS = {
@@ -99,12 +100,12 @@ def _attention(module: Any, index: int, config: Any, rotary: dict[str, Rotary]) 
         qkv,
         linear(module.o_proj),
         float(module.scaling),
-        _window(module, config),
+        _window(index, config),
         q_norm=_norm(module.q_norm, config) if normed else None,
         k_norm=_norm(module.k_norm, config) if normed else None,
         jointly=config.model_type in _JOINT,
         rotary=_rotary_of(module, index, config, rotary),
-        cap=float(getattr(config, "attn_logit_softcapping", None) or 0),
+        cap=float(config.attn_logit_softcapping or 0) if config.model_type in _CAPPED else 0.0,
         sinks=module.sinks.data if hasattr(module, "sinks") else None,
     )
 
@@ -151,9 +152,12 @@ def _norm(module: Any, config: Any) -> Norm:
     return rms_norm(module, float(config.model_type in _OFFSET))
 
 
-def _window(module: Any, config: Any) -> int:
-    source = config if config.model_type in _SAME_WINDOW else module
-    return int(getattr(source, "sliding_window", None) or 0)
+def _window(index: int, config: Any) -> int:
+    if config.model_type not in _SAME_WINDOW:
+        kinds = getattr(config, "layer_types", None)  # by which masks are made, whatever modules say of windows
+        if kinds is None or kinds[index] != "sliding_attention":
+            return 0
+    return int(getattr(config, "sliding_window", None) or 0)
 
 
 def _rotaries(model: Any, positions: int, head_dim: int) -> dict[str, Rotary]:

@@ -99,6 +99,8 @@ def _check_config(whole: Any, text: Any, told: Any) -> None:
         raise Unlike("it is an encoder-decoder")
     if "position_ids" not in told:
         raise Unlike("its forward takes no positions")
+    if getattr(text, "use_bidirectional_attention", False):  # which some modules follow where there is no mask
+        raise Unlike("its attention is in both directions")
     rope = changing_rotary(text)
     if rope:
         raise Unlike(f"{rope} rotary positions change with the length")

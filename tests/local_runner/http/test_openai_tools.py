@@ -95,6 +95,19 @@ def test_tools_are_called_and_parsed_and_their_answers_taken(client: openai.Open
     assert after.usage and after.usage.prompt_tokens > (told.usage.prompt_tokens if told.usage else 0)
 
 
+def test_only_tools_that_a_choice_allows_are_called(client: openai.OpenAI) -> None:
+    other: Any = {"type": "function", "function": {"name": "stop", "parameters": {"type": "object", "properties": {}}}}
+    asked: Any = {"messages": HELLO, "parallel_tool_calls": False, **HOW}
+    allowed: Any = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [other]}}
+    told = client.chat.completions.create(tools=[TOOL, other], tool_choice=allowed, **asked).choices[0].message
+    alone = client.chat.completions.create(tools=[other], tool_choice="required", **asked).choices[0].message
+    assert told.tool_calls and told.model_dump() == alone.model_dump()
+    for tools, names in (([TOOL], "'stop', which is none"), ([TOOL, other], "allows no tools")):
+        allowed["allowed_tools"]["tools"] = [other] if tools == [TOOL] else []
+        with pytest.raises(openai.BadRequestError, match=names):
+            client.chat.completions.create(tools=tools, tool_choice=allowed, **asked)
+
+
 def test_calls_are_streamed_as_deltas(client: openai.OpenAI) -> None:
     named: Any = {"type": "function", "function": {"name": "get_weather"}}
     asked: Any = {"messages": HELLO, "tools": [TOOL], "tool_choice": named, **HOW}

@@ -106,6 +106,10 @@ def test_a_parsed_answer_whole_and_streamed(tools: openai.OpenAI) -> None:
 def test_tools_are_called_and_their_outputs_go_back(tools: openai.OpenAI) -> None:
     asked: Any = {"tools": [FUNCTION], "tool_choice": {"type": "function", "name": "get_weather"}, **HOW}
     told = tools.responses.parse(input=ASK, **asked)
+    other, allowed = FUNCTION | {"name": "other"}, {"type": "allowed_tools", "mode": "required"}
+    among: Any = {"tools": [other, FUNCTION], "tool_choice": allowed | {"tools": [asked["tool_choice"]]}}
+    [first, *_] = tools.responses.create(input=ASK, **asked | among).output
+    assert first.type == "function_call" and first.name == "get_weather"
     [call] = told.output
     assert call.type == "function_call"
     assert GetWeather.model_validate(call.parsed_arguments)

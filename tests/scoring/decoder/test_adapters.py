@@ -10,9 +10,11 @@ import torch
 from scoring.decoder.adapters.builders import FAMILIES, unsupported
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
+from scoring.decoder.verify import errors, reference
 from scoring.errors import LoadError, PromptTooLong
 from tests.scoring.conftest import Served
 from tests.scoring.decoder.company_of_64 import check_company_of_64
+from tests.tiny_causal import tiny_causal
 from tests.tiny_models import load_tiny, tiny_model
 
 TOLERANCE = 1e-4
@@ -141,6 +143,20 @@ def test_the_model_itself_still_answers_as_before(tmp_path: Path) -> None:
         storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
         copies = [p for p in decoder.model.products() if p.weight.untyped_storage().data_ptr() not in storages]
         assert copies == [], family
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("gemma3_text", {"attn_logit_softcapping": 2.0}),
+        ("smollm3", {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    ],
+)
+def test_settings_that_modules_pass_over_are_followed_as_transformers_follows_them(
+    family: str, settings: dict[str, Any]
+) -> None:
+    plain = tiny_causal(family, **settings)
+    assert max(errors(Decoder(plain, 3, 96), reference(plain)()).values()) <= TOLERANCE
 
 
 def test_a_full_slot_is_refused_before_anything_changes(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ def test_what_is_not_standard_is_refused_with_the_reason(family: str) -> None:
         StaticDecode(slots=1, max_length=64).apply(model)
 
 
+def test_attention_in_both_directions_is_refused_where_a_mask_is_causal() -> None:
+    model = tiny_causal("gemma", use_bidirectional_attention=True)
+    with pytest.raises(LoadError, match="both directions"):
+        Decoder(model, slots=1, max_length=64)
+
+
 def test_the_pass_serves_and_verifies_it() -> None:
     from scoring.decoder.verify import reference
 
