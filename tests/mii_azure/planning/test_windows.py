@@ -16,7 +16,7 @@ from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.model import windows_of
 from scoring.errors import DeviceFull
 from tests.mii_azure.planning.test_paged_cache import A10, H100, llama, planned, told
-from tests.scoring.decoder.test_layer_groups import MIXED, TIERS, WINDOW, mixed
+from tests.scoring.decoder.test_layer_groups import MIXED, WINDOW, mixed
 
 LAYERS = 34
 
@@ -82,7 +82,7 @@ def test_forms_of_configurations(config: dict[str, Any], found: tuple[int, int])
 @pytest.mark.parametrize("family", MIXED)
 def test_a_plan_groups_layers_as_the_engine_does(family: str) -> None:
     model = mixed(family)
-    decoder = Decoder(model, 2, 1024, tier=TIERS.get(family))
+    decoder = Decoder(model, 2, 1024)
     window, count = windows(model.config.to_dict(), len(decoder.model.layers))
     own = windows_of(decoder.model)
     assert (window, count) == (WINDOW, sum(map(bool, own)))

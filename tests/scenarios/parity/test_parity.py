@@ -56,7 +56,7 @@ def test_every_host_answers_alike(family: str, task: str, tiny: Tiny, tmp_path: 
     assert not any(verdict.environment.values())
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "qwen3_moe"])
 def test_mixtures_of_experts_are_served_as_transformers_answers(family: str, tiny: Tiny, tmp_path: Path) -> None:
     task, text = "text-generation", PROMPTS[0]
     folder = mii_azure.generate(

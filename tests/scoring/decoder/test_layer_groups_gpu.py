@@ -14,7 +14,7 @@ from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.layer_groups import group_layers, most_of
 from tests.scoring.decoder.test_adapters import prompt
-from tests.scoring.decoder.test_layer_groups import MIXED, TIERS, WINDOW, mixed, prefill, steps
+from tests.scoring.decoder.test_layer_groups import MIXED, WINDOW, mixed, prefill, steps
 from tests.scoring.decoder.test_paged_cache import check_greedy
 
 pytestmark = pytest.mark.gpu
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 def test_windowed_layers_keep_their_window_and_tokens_are_those_of_transformers(family: str) -> None:
     """In pieces, steps of two rows and of four, drafts and after a shared prefix, all past several windows."""
     plain = mixed(family)
-    decoder = Decoder(deepcopy(plain).cuda(), 5, 1024, tokens=24 * BLOCK, tier=TIERS.get(family), drafts=True)
+    decoder = Decoder(deepcopy(plain).cuda(), 5, 1024, tokens=24 * BLOCK, drafts=True)
     groups, pool = decoder.groups, decoder.tables.pool
     windowed = groups.count - groups.windows.count(0)
     assert windowed and groups.windows.count(0)
