@@ -131,10 +131,9 @@ class StaticDecode(Pass):
         return Applicability(True, f"{slots}; one reading of the weights a step serves them all")
 
     def apply(self, model: Any) -> Applied:
-        import torch
-
         from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.verify import step_ms
+        from scoring.engine.oom import is_out_of_memory
 
         self._taken = self._tier or decoder_tier(model.config.model_type).tier
         on_gpu, ranks = model.device.type == "cuda", self._slicing.ranks if self._slicing else None
@@ -148,7 +147,9 @@ class StaticDecode(Pass):
                 decoder.draft_cost = step_ms(decoder.draft) / step_ms(decoder)
         except LoadError as error:
             raise PassRefused(error.message) from error
-        except (torch.OutOfMemoryError, OSError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                raise
             raise PassRefused(f"no memory for {slots} slots of {self.max_length} tokens") from error
         self._compare(decoder, model)
         self.decoder = decoder

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -149,6 +150,17 @@ def test_verification_fails_where_an_answer_is_wrong(tmp_path: Path) -> None:
     chosen.decoder.model.layers[0].norm1.gain[0] = float("nan")
     assert errors(chosen.decoder, told())["prefill"] != errors(chosen.decoder, told())["prefill"]
     assert not chosen.verify(model, told) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "raised", [MemoryError(), RuntimeError("can't allocate memory: you tried to allocate 9 bytes"), OSError(12, "mmap")]
+)
+def test_a_decoder_without_memory_is_refused(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Decoder, "warm_up", Mock(side_effect=raised))
+    with pytest.raises(PassRefused, match="no memory for 2 slots of 64 tokens"):
+        StaticDecode(slots=2, max_length=64).apply(tiny("llama", tmp_path))
 
 
 def test_a_configuration_that_is_not_covered_is_refused(tmp_path: Path) -> None:
