@@ -48,6 +48,8 @@ OTHER_RESULTS = {
     "cpu-families": "families beside stock options on a CPU",
     "cpu-service": "what a service adds",
     "cpu_clients": "what several processes add, and clients that share the cores",
+    "cpu-zen4": "another machine's cores; plans follow the Xeon's",
+    "cpu-zen4-vnni": "another machine's cores; plans follow the Xeon's",
     "cpu_decoders-zen4": "another machine's cores, beside llama.cpp; its bandwidth swung by half between runs",
     "encoders-kernels": "kernels",
     "encoder_families": "random weights of four shapes beside stock options",
