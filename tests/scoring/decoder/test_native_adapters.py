@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.verify import adapter_error
 from scoring.lora.loading import AdapterRoom, load_bank, pairs_of, read_adapter
 from scoring.passes.base import LATENCY
 from scoring.passes.static_decode import StaticDecode
@@ -143,12 +144,16 @@ def test_the_pass_is_taken_and_verified_beside_adapters(tmp_path: Path) -> None:
     base, adapters = folders("llama", tmp_path)
     model = load_tiny(base, TASK)[0].eval()
     load_bank(adapters, model)
-    decode, told = StaticDecode(slots=3, max_length=64), iter((3.0, *[1.0] * 9))
+    decode: Any = StaticDecode(slots=3, max_length=64)
+    told = iter((3.0, *[1.0] * 9))
     chosen, facts = WeightOnly(decode, lambda _: next(told)), replace(LARGE, adapters=2)
     assert chosen.applies(facts, CPU, LATENCY).take
     decode.apply(model)
     assert chosen.apply(model).count
-    assert decoded(decode.decoder, ("a", "", "b")).isfinite().all()
+    assert adapter_error(decode.decoder, model) < ROUNDED
+    for held in decode.decoder.plain.narrow._low_rank:
+        held.up.zero_()
+    assert adapter_error(decode.decoder, model) > 1.5 * ROUNDED, "a step that leaves adapters out is seen"
     on_gpu = WeightOnly(decode).applies(
         facts, replace(CPU, device="cuda", capability=(9, 0), memory_bytes=1 << 37), LATENCY
     )
