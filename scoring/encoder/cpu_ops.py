@@ -146,8 +146,9 @@ class CpuOps(EncoderOps):
 
     def _narrowed(self, positions: Positions | None) -> Positions | None:
         """Positions as queries and keys of this precision are multiplied with them."""
-        narrow = self.precision == BFLOAT16 and isinstance(positions, Relative)
-        return positions.narrowed(torch.bfloat16) if narrow else positions
+        if self.precision == BFLOAT16 and isinstance(positions, Relative):
+            return positions.narrowed(torch.bfloat16)
+        return positions
 
     def _take(self, weight: Tensor, bias: Tensor | None, least: float | None = None) -> Tensor:
         product = Product(weight, bias, self.precision, least=least)

@@ -83,8 +83,8 @@ class Front:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
-    def wait(self, seconds: float = 60) -> "Front":
-        """Until it is ready."""
+    def wait(self, seconds: float = 180) -> "Front":
+        """Until it is ready: two replicas at once on two busy cores import for more than a minute."""
         deadline = time.monotonic() + seconds
         while (state := ready_file.read(self.ready)).get("state") != "ready":
             assert time.monotonic() < deadline and self.process.poll() is None, self.log.read_text()
