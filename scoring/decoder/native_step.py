@@ -224,7 +224,7 @@ class NativeStep:
             yield _Layer(*norms, *products, *low_rank, *tables, *caches, own.scale, half, own.window, *kinds)
 
     def _beside(self, linear: Linear) -> _LowRank:
-        """What adapters add to a product, now and as they come and go."""
+        """Matrices of adapters beside a product, which follow them as they come and go."""
         if linear.adapters is None:
             return _LowRank()
         own = linear.adapters.lay_out()
