@@ -73,7 +73,7 @@ def compare(kinds: Kinds, rounds: int, tokens: int) -> list[dict[str, Any]]:
     """A row for each kind of requests, which take turns."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
     with ExitStack() as stack:
-        servers = {folder: stack.enter_context(served(folder, [])) for folder, _ in kinds.values()}
+        servers = {folder: stack.enter_context(served(folder, [])) for folder in {own for own, _ in kinds.values()}}
         for turn in range(rounds + 1):
             for name, (folder, asked) in kinds.items():
                 pid, port = servers[folder]
@@ -108,10 +108,11 @@ def main() -> None:
         generate(**common, name="many", output=many / "bundle", max_concurrency=_ROWS, adapters=told)
         free: list[dict[str, Any]] = [{}] * _ROWS
         shared = [{"adapter": name} for name in adapters] * (_ROWS // _ADAPTERS)
-        rows = compare({"free": (alone, free), "half bound": (alone, bound())}, asked.rounds, asked.tokens)
+        grammars = compare({"free": (alone, free), "half bound": (alone, bound())}, asked.rounds, asked.tokens)
         kinds = {"base alone": (alone, free), "base beside 32 adapters": (many, free), "32 adapters": (many, shared)}
-        rows += compare(kinds, asked.rounds, asked.tokens)
-    write("http_calls", {**provenance(), "model": "SmolLM2-135M", "tokens": asked.tokens, "rows": rows}, asked.out)
+        shares = compare(kinds, asked.rounds, asked.tokens)
+    for name, rows in (("http_calls", grammars), ("http_adapters", shares)):
+        write(name, {**provenance(), "model": "SmolLM2-135M", "tokens": asked.tokens, "rows": rows}, asked.out)
 
 
 if __name__ == "__main__":
