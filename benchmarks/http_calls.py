@@ -2,9 +2,9 @@
 
     python -m benchmarks.http_calls [--rounds 4] [--tokens 24] [--out FOLDER]
 
-64 requests at once of which none, or half, are bound to JSON schemas; 32 at once of which none, or each, has an adapter
-of its own. Told are medians of the server's processor time a token, which other processes change least, and of tokens a
-second.
+64 requests at once of which none, or half, are bound to JSON schemas; 64 at once which share 32 adapters, or have none,
+beside as many of a server of the base alone. Told are medians of the server's processor time a token, which other
+processes change least, and of tokens a second.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
 from statistics import median
@@ -26,17 +27,17 @@ from mii_azure.model.packaged import packaged_model
 from tests.scoring.generation.schemas import schemas
 from tests.tiny_adapters import tiny_adapter
 
-_TASK, _BOUND, _ADAPTERS = "text-generation", 64, 32
+_TASK, _ROWS, _ADAPTERS = "text-generation", 64, 32
 
 
-#: Parameters of requests that are sent at once, by what they are called.
-Kinds = dict[str, list[dict[str, Any]]]
+#: Folder of the bundle that answers, and parameters of requests that are sent at once, by what they are called.
+Kinds = dict[str, tuple[Path, list[dict[str, Any]]]]
 
 
 def bound() -> list[dict[str, Any]]:
     """Parameters of requests of which every other one is bound to a schema, of an array that does not end."""
     asked = [each for each in schemas() if each.get("type") == "object" and "$ref" not in json.dumps(each)]
-    arrays = [{"type": "array", "items": asked[number], "minItems": 99} for number in range(_BOUND // 2)]
+    arrays = [{"type": "array", "items": asked[number], "minItems": 99} for number in range(_ROWS // 2)]
     return [own for array in arrays for own in ({"guided_json": array}, {})]
 
 
@@ -68,12 +69,14 @@ def ask(port: int, asked: Sequence[dict[str, Any]], tokens: int) -> float:
     return time.perf_counter() - began
 
 
-def compare(folder: Path, kinds: Kinds, rounds: int, tokens: int) -> list[dict[str, Any]]:
+def compare(kinds: Kinds, rounds: int, tokens: int) -> list[dict[str, Any]]:
     """A row for each kind of requests, which take turns."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
-    with served(folder, []) as (pid, port):
+    with ExitStack() as stack:
+        servers = {folder: stack.enter_context(served(folder, [])) for folder in {own for own, _ in kinds.values()}}
         for turn in range(rounds + 1):
-            for name, asked in kinds.items():
+            for name, (folder, asked) in kinds.items():
+                pid, port = servers[folder]
                 before = processor_s(pid)
                 seconds, count = ask(port, asked, tokens), len(asked) * tokens
                 if turn:  # the first compiles grammars, and warms
@@ -95,19 +98,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    base, rows = packaged_model("smollm2"), []
+    base = packaged_model("smollm2")
     common: dict[str, Any] = {"task": _TASK, "model": str(base), "server": "http", "instance_type": "Standard_F8s_v2"}
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        generate(**common, name="grammars", output=folder / "grammars" / "bundle", max_concurrency=_BOUND)
-        kinds: Kinds = {"free": [{}] * _BOUND, "half bound": bound()}
-        rows += compare(folder / "grammars", kinds, asked.rounds, asked.tokens)
-        adapters = adapted(base, folder / "adapters")
+        alone, many = Path(temporary) / "alone", Path(temporary) / "many"
+        generate(**common, name="alone", output=alone / "bundle", max_concurrency=_ROWS)
+        adapters = adapted(base, Path(temporary) / "adapters")
         told = [f"{name}={path}" for name, path in adapters.items()]
-        generate(**common, name="adapters", output=folder / "many" / "bundle", max_concurrency=_ADAPTERS, adapters=told)
-        kinds = {"base": [{}] * _ADAPTERS, "32 adapters": [{"adapter": name} for name in adapters]}
-        rows += compare(folder / "many", kinds, asked.rounds, asked.tokens)
-    write("http_calls", {**provenance(), "model": "SmolLM2-135M", "tokens": asked.tokens, "rows": rows}, asked.out)
+        generate(**common, name="many", output=many / "bundle", max_concurrency=_ROWS, adapters=told)
+        free: list[dict[str, Any]] = [{}] * _ROWS
+        shared = [{"adapter": name} for name in adapters] * (_ROWS // _ADAPTERS)
+        grammars = compare({"free": (alone, free), "half bound": (alone, bound())}, asked.rounds, asked.tokens)
+        kinds = {"base alone": (alone, free), "base beside 32 adapters": (many, free), "32 adapters": (many, shared)}
+        shares = compare(kinds, asked.rounds, asked.tokens)
+    for name, rows in (("http_calls", grammars), ("http_adapters", shares)):
+        write(name, {**provenance(), "model": "SmolLM2-135M", "tokens": asked.tokens, "rows": rows}, asked.out)
 
 
 if __name__ == "__main__":

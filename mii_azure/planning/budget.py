@@ -176,9 +176,9 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
     """Memory of a batch of `tokens` tokens, beside the keys and values of `kept` tokens."""
     profile, item = work.profile, DTYPE_BYTES[dtype]
     return Memory(
-        # Adapters are held once for all, and those in use once more, one after another.
+        # Adapters are held once for all, those in use once more, one after another, and all again as steps read them.
         weights=int(_own_parameters(profile, gpus) * item * held)
-        + 2 * work.demand.adapters * item
+        + 3 * work.demand.adapters * item
         + draft_bytes(work, dtype),
         kv_cache=kv_bytes_per_token(work, dtype) * kept // min(gpus, profile.kv_heads or 1),  # fewer heads are repeated
         activations=_activations(work, tokens, rows, item, device_of(sku)),

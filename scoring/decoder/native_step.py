@@ -20,8 +20,9 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mlp, Norm
 from scoring.decoder.native_build import NoNativeStep, library
 from scoring.limits import cpus
+from scoring.lora.stacks import StaticLowRank
 
-#: Rows of a call at most.
+#: Rows of a call of C at most.
 ROWS = 8
 _FORMATS = {torch.int8: 0, torch.int32: 1}
 _NORMS = {"rms": 1, "layer": 2}
@@ -42,10 +43,18 @@ class _Norm(Structure):
     _fields_ = (("gain", c_void_p), ("shift", c_void_p), ("eps", c_float), ("kind", c_int32))
 
 
+class _LowRank(Structure):
+    _fields_ = (
+        *((name, c_void_p) for name in ("down", "up", "ranks", "spans")),
+        *((name, c_int32) for name in ("parts", "rank", "inputs", "outputs")),
+    )
+
+
 class _Layer(Structure):
     _fields_ = (
         *((name, _Norm) for name in ("norm1", "norm2", "q_norm", "k_norm")),
         *((name, _Product) for name in ("qkv", "out", "up", "down")),
+        *((name, _LowRank) for name in ("to_qkv", "to_out", "to_up", "to_down")),
         *((name, c_void_p) for name in ("cos", "sin", "keys", "values", "table")),
         ("scale", c_float),
         *((name, c_int32) for name in ("half", "window", "activation", "gated")),
@@ -91,8 +100,8 @@ def unfit(model: Any, state: KVCache) -> str:
         return "its step chooses no experts"
     if any(mlp.down.full.shape[1] % _TILE for mlp in _mlps(model)):
         return f"its step takes MLPs of multiples of {_TILE}"
-    if any(product.adapters is not None for product in model.products()):
-        return "its step serves no adapters"
+    if model.head.adapters is not None:
+        return "its step adds nothing of adapters to logits"
     if model.alibi is not None or any(_peculiar(layer) for layer in model.layers):
         return f"its step on a CPU does not cover the layers of {model.family}"
     return ""
@@ -125,6 +134,8 @@ class NativeStep:
         self._library.decode_open.restype = c_void_p
         self._model, self._state = model, state
         self._held: list[Tensor] = []  # tensors that C reads
+        self._low_rank: list[StaticLowRank] = []  # the same, which follow adapters as they come and go
+        self._bank = next((each.adapters.bank for each in model.products() if each.adapters is not None), None)
         sizes = [_size(product) for product in model.products()]
         # Huge pages are for private memory.
         self._memory = mmap.mmap(-1, sum(sizes) + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -137,15 +148,20 @@ class NativeStep:
         self._open()
 
     def __call__(self, slots: Tensor, hidden: Tensor) -> Tensor:
-        """Feed embeddings [B, E] of a token each to slots [B], at most ROWS; logits [B, vocabulary], not finished.
+        """Feed embeddings [B, E] of a token each to slots [B]; logits [B, vocabulary], not finished.
 
-        `hidden` is overwritten.
+        `hidden` is overwritten. Rows have the adapters of the forward that runs.
         """
-        rows, lengths = slots.int(), self._state.lengths[slots]
-        hidden = hidden.contiguous()
-        logits = torch.empty(len(slots), self._model.vocabulary)
-        pointers = [c_void_p(each.data_ptr()) for each in (rows, lengths, hidden, logits)]
-        self._library.decode_step(self._opened, len(slots), *pointers)
+        count, which = len(slots), self._bank.which if self._bank is not None else ()
+        rows, lengths, hidden = slots.int(), self._state.lengths[slots], hidden.contiguous()
+        places = torch.tensor(which, dtype=torch.int32)
+        logits = torch.empty(count, self._model.vocabulary)
+        for first in range(0, count, ROWS):
+            some = slice(first, first + ROWS)
+            adapted = any(place >= 0 for place in which[some])
+            given = (rows[some], lengths[some], places[some] if adapted else None, hidden[some], logits[some])
+            pointers = [None if each is None else c_void_p(each.data_ptr()) for each in given]
+            self._library.decode_step(self._opened, min(ROWS, count - first), *pointers)
         return logits
 
     @property
@@ -200,11 +216,23 @@ class NativeStep:
             own, rotary = layer.attention, layer.attention.rotary
             norms = [self._norm(each) for each in (layer.norm1, layer.norm2, own.q_norm, own.k_norm)]
             products = [self._product(each) for each in (own.qkv, own.out, mlp.up, mlp.down)]
+            low_rank = [self._beside(each) for each in (own.qkv, own.out, mlp.up, mlp.down)]
             tables = [None, None] if rotary is None else [self._numbers(rotary.cos), self._numbers(rotary.sin)]
             caches = [each.data_ptr() for each in self._state.layer(index)]
             kinds = _ACTIVATIONS[mlp.activation], mlp.gated
             half = 0 if rotary is None else rotary.half
-            yield _Layer(*norms, *products, *tables, *caches, own.scale, half, own.window, *kinds)
+            yield _Layer(*norms, *products, *low_rank, *tables, *caches, own.scale, half, own.window, *kinds)
+
+    def _beside(self, linear: Linear) -> _LowRank:
+        """Matrices of adapters beside a product, which follow them as they come and go."""
+        if linear.adapters is None:
+            return _LowRank()
+        own = linear.adapters.lay_out()
+        _, parts, rank, inputs = own.down.shape
+        self._low_rank.append(own)
+        self._held.append(torch.tensor(linear.adapters.spans, dtype=torch.int32))
+        pointers = [each.data_ptr() for each in (own.down, own.up, own.ranks, self._held[-1])]
+        return _LowRank(*pointers, parts, rank, inputs, own.up.shape[2])
 
     def _norm(self, norm: Norm | None) -> _Norm:
         if norm is None:

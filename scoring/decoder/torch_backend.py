@@ -10,7 +10,7 @@ from torch.nn import functional
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.long_rotary import rows_of
 from scoring.decoder.model import Activation, DecoderModel, Linear, Mixture, Norm, Rotary
-from scoring.decoder.native_step import ROWS, NativeStep
+from scoring.decoder.native_step import NativeStep
 from scoring.decoder.prompt_halves import PromptHalves
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 from scoring.decoder.torch_experts import mixture
@@ -64,8 +64,7 @@ class TorchBackend:
         tokens = self.state.tokens[slots]
         if self.narrow is not None:  # of any number of slots: a row's bits do not depend on the others
             hidden = self._embed(tokens, self.state.lengths[slots].long())
-            parts = zip(torch.split(slots, ROWS), torch.split(hidden, ROWS), strict=True)
-            return self.model.finish(torch.cat([self.narrow(some, rows) for some, rows in parts]))
+            return self.model.finish(self.narrow(slots, hidden))
         return self.head(self._run(tokens, StepAttention(self.model, self.state, slots, longest)))
 
     def use_narrow(self) -> None:

@@ -100,8 +100,8 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
 def adapter_error(decoder: Decoder, hf_model: Any) -> float:
     """Largest relative error of adapters in one prefill together, as many as there are slots; 0 without adapters.
 
-    Against the model's own modules, where all tokens of a forward have the adapter. Where there is room for adapters to
-    come, one of random numbers stands for them.
+    On a CPU also of all of them in a step. Against the model's own modules, where all tokens of a forward have the
+    adapter. Where there is room for adapters to come, one of random numbers stands for them.
     """
     bank = decoder.adapters.bank
     if bank is None:
@@ -126,13 +126,22 @@ def _with_trial(bank: AdapterBank) -> Iterator[None]:
 def _adapter_error(decoder: Decoder, hf_model: Any, bank: AdapterBank) -> float:
     names = sorted(filter(None, bank.names), key=lambda name: name != _TRIAL)[: decoder.slots]
     ids = probes(hf_model.config)[-1][: decoder.max_length]
+    slots = list(range(len(names)))
     for slot, name in enumerate(names):
         decoder.open(slot)
         decoder.adapters.use(slot, name)
-    found, errors = decoder.prefill_many([(slot, ids) for slot in range(len(names))]).float(), []
+    found, errors, wanted = decoder.prefill_many([(slot, ids[:-1]) for slot in slots]).float(), [], []
     for slot, name in enumerate(names):
         with bank.everywhere(name):
-            errors.append(_relative(found[slot], _logits(hf_model, [ids])[0][-1]))
+            before, after = _logits(hf_model, [ids])[0][-2:]
+        errors.append(_relative(found[slot].cpu(), before))
+        wanted.append(after)
+    if decoder.model.device.type == "cpu":  # where steps need not be captured
+        for slot in slots:
+            decoder.feed(slot, ids[-1])
+        decoder.step(slots)
+        errors.append(_relative(decoder.last_logits(len(slots)).float(), torch.stack(wanted)))
+    for slot in slots:
         decoder.adapters.use(slot, "")
         decoder.release(slot)
     return max(errors, key=lambda error: float("inf") if error != error else error)

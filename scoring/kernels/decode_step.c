@@ -34,9 +34,17 @@ typedef struct {
     int32_t kind;
 } Norm;
 
+// What adapters add to a product's outputs: up[place] * down[place] * inputs, by the place of each row's adapter.
+typedef struct {
+    const float *down, *up;        // [places, parts, rank, inputs] and [places, rank, outputs]; none without adapters
+    const int32_t *ranks, *spans;  // [places], of `rank` those that are used, and [parts, 2], first and last output
+    int32_t parts, rank, inputs, outputs;
+} LowRank;
+
 typedef struct {
     Norm norm1, norm2, q_norm, k_norm;
     Product qkv, out, up, down;
+    LowRank to_qkv, to_out, to_up, to_down;
     const float *cos, *sin; // [positions, D / 2]
     float *keys, *values;   // [KV heads, blocks, BLOCK, D]
     const int32_t *table;   // [slots, width]
@@ -101,8 +109,9 @@ typedef struct {
     atomic_ullong next; // a Piece
     atomic_int done, changes, asleep, turn;
     int stop, rows, started, threads; // threads of this step
-    const int32_t *slots, *lengths;
+    const int32_t *slots, *lengths, *places;         // places of the rows' adapters, -1 for none; NULL if no row has one
     float *hidden, *qkv, *attended, *inner, *logits; // [ROWS, width of each]
+    float *low;                                      // [ROWS, parts, rank], a product's inputs times `down`
     float *normed, *scores;                          // of each thread
 } State;
 
@@ -354,6 +363,76 @@ static void product(const Product *p, int rows, const Inputs *in, float *out, in
     }
 }
 
+// Adapters ----------------------------------------------------------------------------------------------------------
+
+// Vectors of floats, which any machine has; their addresses are of any number.
+#ifdef OF
+enum { LANES = WIDE };
+#else
+enum { LANES = 4 };
+#endif
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+
+static inline int fours(int count) { return (count + 3) / 4; }
+
+// Products of x with rows of w; each row is summed up alike whatever is computed beside it.
+INLINE void dots(const int count, const float *x, const float *w, int inputs, float *out) {
+    Lanes sums[4] = {{0}};
+    int i = 0;
+    for (; i + LANES <= inputs; i += LANES)
+        for (int r = 0; r < count; r++)
+            sums[r] += *(const Lanes *)(x + i) * *(const Lanes *)(w + (int64_t)r * inputs + i);
+    for (int r = 0; r < count; r++) {
+        float rest = 0;
+        for (int j = i; j < inputs; j++) rest += x[j] * w[(int64_t)r * inputs + j];
+        for (int lane = 0; lane < LANES; lane++) rest += sums[r][lane];
+        out[r] = rest;
+    }
+}
+
+// Items `from` to `to` of what adapters make of inputs x [rows, stride]: of each row and part, ranks by four.
+static void lower(State *s, const LowRank *own, const float *x, int stride, int from, int to) {
+    const int each = fours(own->rank), items = own->parts * each;
+    for (int item = from; item < to; item++) {
+        const int row = item / items, part = item % items / each, first = item % each * 4, place = s->places[row];
+        const int left = place < 0 ? 0 : own->ranks[place] - first;
+        const float *input = x + (int64_t)row * stride;
+        float *out = s->low + ((int64_t)row * own->parts + part) * own->rank + first;
+        if (left <= 0) continue;
+        const float *w = own->down + (((int64_t)place * own->parts + part) * own->rank + first) * own->inputs;
+        if (left >= 4) dots(4, input, w, own->inputs, out);
+        else for (int r = 0; r < left; r++) dots(1, input, w + (int64_t)r * own->inputs, own->inputs, out + r);
+    }
+}
+
+// Add to outputs `from` to `to`, the first a multiple of TILE, of out [rows, wide] what adapters make of `low`. Outputs
+// of a tile are added alike whatever else a piece has.
+static void lift(const State *s, const LowRank *own, float *out, int wide, int from, int to, float factor) {
+    for (int item = 0; item < s->rows * own->parts; item++) {
+        const int row = item / own->parts, part = item % own->parts, place = s->places[row];
+        const int ranks = place < 0 ? 0 : own->ranks[place], first = own->spans[part * 2];
+        const int last = own->spans[part * 2 + 1] < to ? own->spans[part * 2 + 1] : to;
+        const float *low = s->low + (int64_t)item * own->rank, *up = own->up + (int64_t)place * own->rank * own->outputs;
+        for (int n = first > from ? first / TILE * TILE : from; ranks && n < last; n += TILE) {
+            float *target = out + (int64_t)row * wide + n;
+            if (n >= first && n + TILE <= last) {
+                for (int lane = 0; lane < TILE; lane += LANES) {
+                    Lanes sum = {0};
+                    for (int r = 0; r < ranks; r++)
+                        sum += low[r] * *(const Lanes *)(up + (int64_t)r * own->outputs + n + lane);
+                    *(Lanes *)(target + lane) += factor * sum;
+                }
+                continue;
+            }
+            for (int i = first > n ? first - n : 0; i < TILE && n + i < last; i++) {
+                float sum = 0;
+                for (int r = 0; r < ranks; r++) sum += low[r] * up[(int64_t)r * own->outputs + n + i];
+                target[i] += factor * sum;
+            }
+        }
+    }
+}
+
 // Between products --------------------------------------------------------------------------------------------------
 
 static void normalize(const Norm *norm, const float *x, float *out, int width) {
@@ -432,16 +511,40 @@ static void attend(State *s, const Layer *layer, int row, int head, float *score
     for (int i = 0; i < depth; i++) out[i] /= mass;
 }
 
-enum { QKV, ATTEND, OUT, UP, DOWN, PHASES }; // of a layer; the head follows all layers
+// Phases of a layer; the head follows all layers. Those that lower inputs are left out where no row has an adapter.
+enum { LOWER_QKV, QKV, ATTEND, LOWER_OUT, OUT, LOWER_UP, UP, LOWER_DOWN, DOWN, PHASES };
+
+// What adapters add to the product of a phase, or of the one after a phase that lowers its inputs; NULL if nothing.
+static const LowRank *beside(const State *s, const Layer *layer, int kind) {
+    const LowRank *all[] = {&layer->to_qkv, &layer->to_qkv, NULL,           &layer->to_out, &layer->to_out,
+                            &layer->to_up,  &layer->to_up,  &layer->to_down, &layer->to_down};
+    return s->places && all[kind] && all[kind]->down ? all[kind] : NULL;
+}
+
+static int lowers(int kind) { return kind == LOWER_QKV || kind == LOWER_OUT || kind == LOWER_UP || kind == LOWER_DOWN; }
+
+// The first phase with work, from a phase on.
+static int whole_phase(const State *s, int phase) {
+    const Model *m = &s->model;
+    while (phase < m->count * PHASES && lowers(phase % PHASES) &&
+           !beside(s, m->layers + phase / PHASES, phase % PHASES))
+        phase++;
+    return phase;
+}
 
 // Pieces of a phase: as many as keep the threads busy where one is held up; a single thread takes all at once.
 static int pieces(const State *s, int phase) {
     const Model *m = &s->model;
     if (phase > m->count * PHASES) return 0;
     const Layer *layer = m->layers + (phase < m->count * PHASES ? phase / PHASES : 0);
-    const int outputs[] = {layer->qkv.outputs, s->rows * m->heads * TILE, m->hidden, layer->down.inputs, m->hidden};
-    const int units = ((phase == m->count * PHASES ? m->head.outputs : outputs[phase % PHASES]) + TILE - 1) / TILE;
-    const int most = s->threads > 1 ? s->threads * PIECES : 1;
+    const int kind = phase % PHASES, most = s->threads > 1 ? s->threads * PIECES : 1;
+    int outputs = m->hidden; // of OUT and DOWN
+    if (phase == m->count * PHASES) outputs = m->head.outputs;
+    else if (lowers(kind)) outputs = s->rows * beside(s, layer, kind)->parts * beside(s, layer, kind)->rank;
+    else if (kind == QKV) outputs = layer->qkv.outputs;
+    else if (kind == ATTEND) outputs = s->rows * m->heads * TILE;
+    else if (kind == UP) outputs = layer->down.inputs;
+    const int units = (outputs + TILE - 1) / TILE;
     return units < most ? units : most;
 }
 
@@ -453,13 +556,20 @@ static void prepare(State *s, int phase, Inputs *in, float *normed) {
     const int last = phase == m->count * PHASES, kind = last ? QKV : phase % PHASES;
     if (kind == OUT) take(in, s->attended, rows, heads, heads);
     if (kind == DOWN) take(in, s->inner, rows, m->inner, layer->down.inputs);
-    if (kind != QKV && kind != UP) return;
-    const Norm *norm = last ? &m->norm : kind == QKV ? &layer->norm1 : &layer->norm2;
+    if (kind != LOWER_QKV && kind != QKV && kind != LOWER_UP && kind != UP) return;
+    const Norm *norm = last ? &m->norm : kind == LOWER_QKV || kind == QKV ? &layer->norm1 : &layer->norm2;
     for (int b = 0; b < rows; b++) normalize(norm, s->hidden + b * wide, normed + b * wide, wide);
-    take(in, normed, rows, wide, wide);
+    if (!lowers(kind)) take(in, normed, rows, wide, wide);
 }
 
-static void compute(State *s, Piece piece, const Inputs *in, float *scores) {
+// A product's outputs `from` to `to`, and what the rows' adapters add to them.
+static void adapted(State *s, const Product *p, const LowRank *own, const Inputs *in, float *out, int wide, int from,
+                    int to, float factor) {
+    product(p, s->rows, in, out, wide, from, to, factor);
+    if (own) lift(s, own, out, wide, from, to, factor == 0.0f ? 1.0f : factor);
+}
+
+static void compute(State *s, Piece piece, const Inputs *in, const float *normed, float *scores) {
     const Model *m = &s->model;
     const int rows = s->rows, wide = m->hidden, inner = m->inner, total = (m->heads + 2 * m->kv_heads) * m->head_dim;
     int from, to;
@@ -469,11 +579,21 @@ static void compute(State *s, Piece piece, const Inputs *in, float *scores) {
         return;
     }
     const Layer *layer = m->layers + piece.phase / PHASES;
-    const int width = layer->down.inputs;
-    switch (piece.phase % PHASES) {
+    const int width = layer->down.inputs, kind = piece.phase % PHASES;
+    const LowRank *own = beside(s, layer, kind);
+    switch (kind) {
+    case LOWER_QKV:
+    case LOWER_OUT:
+    case LOWER_UP:
+    case LOWER_DOWN:
+        part(rows * own->parts * fours(own->rank), 1, piece, &from, &to);
+        if (kind == LOWER_OUT) lower(s, own, s->attended, m->heads * m->head_dim, from, to);
+        else if (kind == LOWER_DOWN) lower(s, own, s->inner, inner, from, to);
+        else lower(s, own, normed, wide, from, to);
+        break;
     case QKV:
         part(total, TILE, piece, &from, &to);
-        product(&layer->qkv, rows, in, s->qkv, total, from, to, 0.0f);
+        adapted(s, &layer->qkv, own, in, s->qkv, total, from, to, 0.0f);
         break;
     case ATTEND:
         part(rows * m->heads, 1, piece, &from, &to);
@@ -481,8 +601,8 @@ static void compute(State *s, Piece piece, const Inputs *in, float *scores) {
         break;
     case UP: // in whole vectors, because the compiler's activation of what is left of one has other bits
         part(width, TILE, piece, &from, &to);
-        product(&layer->up, rows, in, s->inner, inner, from, to, 0.0f);
-        if (layer->gated) product(&layer->up, rows, in, s->inner, inner, width + from, width + to, 0.0f);
+        adapted(s, &layer->up, own, in, s->inner, inner, from, to, 0.0f);
+        if (layer->gated) adapted(s, &layer->up, own, in, s->inner, inner, width + from, width + to, 0.0f);
         for (int b = 0; b < rows; b++) {
             float *gate = s->inner + (int64_t)b * inner;
             activate(layer, gate, layer->gated ? gate + width : NULL, from, to);
@@ -490,8 +610,7 @@ static void compute(State *s, Piece piece, const Inputs *in, float *scores) {
         break;
     default: // OUT and DOWN
         part(wide, TILE, piece, &from, &to);
-        const Product *p = piece.phase % PHASES == OUT ? &layer->out : &layer->down;
-        product(p, rows, in, s->hidden, wide, from, to, m->residual_scale);
+        adapted(s, kind == OUT ? &layer->out : &layer->down, own, in, s->hidden, wide, from, to, m->residual_scale);
     }
 }
 
@@ -511,9 +630,11 @@ static void work(State *s, int index) {
         }
         if (!same_phase(piece, prepared)) prepare(s, piece.phase, in, normed);
         prepared = piece;
-        compute(s, piece, in, scores);
-        if (atomic_fetch_add(&s->done, 1) + 1 == piece.count)
-            begin_phase(s, piece.step, piece.phase + 1, pieces(s, piece.phase + 1));
+        compute(s, piece, in, normed, scores);
+        if (atomic_fetch_add(&s->done, 1) + 1 == piece.count) {
+            const int next = whole_phase(s, piece.phase + 1);
+            begin_phase(s, piece.step, next, pieces(s, next));
+        }
     }
 }
 
@@ -562,7 +683,7 @@ void decode_close(State *s) {
     for (int i = 1; i < s->started; i++) pthread_join(s->workers[i], NULL);
     for (int i = 0; s->inputs && i < s->model.threads; i++) inputs_close(s->inputs + i);
     free(s->layers), free(s->workers), free(s->qkv), free(s->attended), free(s->inner), free(s->normed);
-    free(s->scores), free(s->inputs), free(s);
+    free(s->scores), free(s->inputs), free(s->low), free(s);
 }
 
 // What steps need beside the weights; NULL if memory or threads are short.
@@ -570,9 +691,14 @@ State *decode_open(const Model *model) {
     State *s = calloc(1, sizeof(State));
     if (!s) return NULL;
     const int threads = model->threads, heads = model->heads * model->head_dim;
-    int widest = model->hidden > heads ? model->hidden : heads;
-    for (int l = 0; l < model->count; l++)
-        if (model->layers[l].down.inputs > widest) widest = model->layers[l].down.inputs;
+    int widest = model->hidden > heads ? model->hidden : heads, low = 1;
+    for (int l = 0; l < model->count; l++) {
+        const Layer *layer = model->layers + l;
+        const LowRank *all[] = {&layer->to_qkv, &layer->to_out, &layer->to_up, &layer->to_down};
+        if (layer->down.inputs > widest) widest = layer->down.inputs;
+        for (int i = 0; i < 4; i++)
+            if (all[i]->parts * all[i]->rank > low) low = all[i]->parts * all[i]->rank;
+    }
     s->model = *model;
     s->layers = malloc(sizeof(Layer) * model->count);
     s->workers = calloc(threads, sizeof(pthread_t));
@@ -582,9 +708,11 @@ State *decode_open(const Model *model) {
     s->inner = calloc((size_t)ROWS * model->inner, sizeof(float));
     s->normed = calloc((size_t)ROWS * threads * model->hidden, sizeof(float));
     s->scores = calloc((size_t)threads * model->longest, sizeof(float));
+    s->low = calloc((size_t)ROWS * low, sizeof(float));
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
-    int ready = s->layers && s->workers && s->inputs && s->qkv && s->attended && s->inner && s->normed && s->scores;
+    int ready = s->layers && s->workers && s->inputs && s->qkv && s->attended && s->inner && s->normed && s->scores
+        && s->low;
     for (int i = 0; ready && i < threads; i++) ready = inputs_open(s->inputs + i, units_of(widest));
     if (ready) memcpy(s->layers, model->layers, sizeof(Layer) * model->count);
     s->model.layers = s->layers;
@@ -603,11 +731,15 @@ State *decode_open(const Model *model) {
 }
 
 // Feed a token to each of `rows` slots, whose lengths do not count it; hidden [rows, E] is its embedding, and is
-// overwritten; logits [rows, vocabulary]. A step of one row may be this thread's alone.
-void decode_step(State *s, int rows, const int32_t *slots, const int32_t *lengths, float *hidden, float *logits) {
-    s->rows = rows, s->slots = slots, s->lengths = lengths, s->hidden = hidden, s->logits = logits;
+// overwritten; logits [rows, vocabulary]. `places` [rows] are those of the rows' adapters, -1 for none; NULL if no row
+// has one. A step of one row may be this thread's alone.
+void decode_step(State *s, int rows, const int32_t *slots, const int32_t *lengths, const int32_t *places,
+                 float *hidden, float *logits) {
+    s->rows = rows, s->slots = slots, s->lengths = lengths, s->places = places;
+    s->hidden = hidden, s->logits = logits;
     s->threads = rows == 1 && s->model.alone ? 1 : s->model.threads;
-    begin_phase(s, piece_of(atomic_load(&s->next)).step + 1, 0, pieces(s, 0));
+    const int first = whole_phase(s, 0);
+    begin_phase(s, piece_of(atomic_load(&s->next)).step + 1, first, pieces(s, first));
     if (s->threads > 1) {
         pthread_mutex_lock(&s->lock);
         atomic_fetch_add(&s->turn, 1);

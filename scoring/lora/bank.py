@@ -21,7 +21,7 @@ _KEPT = 8  # groupings that are kept: steps repeat the one before until a row jo
 
 
 class Groups:
-    """Rows of a forward by adapter: `key` names the adapters in order, and each of them has as many places.
+    """Rows of a forward by adapter, `which`: `key` names the adapters in order, and each of them has as many places.
 
     `rows` [groups * places] are the rows in them; a place too many repeats a row, and is `empty` [groups, places, 1].
     """
@@ -32,6 +32,7 @@ class Groups:
             if adapter >= 0:
                 found.setdefault(adapter, []).append(row)
         self.key = tuple(sorted(found))
+        self.which = tuple(which)
         self.total = len(which)
         self.places = max(len(rows) for rows in found.values())
         padded = [row for each in self.key for row in _padded(found[each], self.places)]
@@ -53,32 +54,44 @@ class GroupedLowRank:
     """
 
     def __init__(self, bank: "AdapterBank", parts: Parts) -> None:
-        self._bank = bank
+        self.bank = bank
         self._parts = parts
         self._alone: dict[int, Gathered | None] = {}  # by place
         self._active: tuple[tuple[int, ...], Gathered | None] = ((), None)
+        self._laid_out: WeakSet[StaticLowRank] = WeakSet()
         bank.products.add(self)
 
     @cached_property
     def static(self) -> StaticLowRank:
         """The matrices as kernels take them, laid out once."""
-        return laid_out(self._parts, len(self._bank.names), self._bank.room)
+        return self.lay_out()
+
+    def lay_out(self) -> StaticLowRank:
+        """Lay the matrices out as kernels take them; they follow what changes for as long as they are held."""
+        made = laid_out(self._parts, len(self.bank.names), self.bank.room)
+        self._laid_out.add(made)
+        return made
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """First and last output of each of the modules."""
+        return [(first, first + stack.outputs) for first, stack in self._parts]
 
     def renew(self, place: int) -> None:
         """Take what the stacks hold at a place from now on; no forward may use it meanwhile."""
         self._alone.pop(place, None)
         if place in self._active[0]:
             self._active = (), None
-        if "static" in vars(self):
-            self.static.put(self._parts, place)
+        for each in self._laid_out:
+            each.put(self._parts, place)
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
         """Add to outputs [..., N] what the adapters of its rows make of inputs [..., K], in place."""
-        if self._bank.launch is not None:
+        if self.bank.launch is not None:
             out = out.contiguous()
-            self._bank.launch(self, x.reshape(-1, x.shape[-1]).contiguous(), out.view(-1, out.shape[-1]))
+            self.bank.launch(self, x.reshape(-1, x.shape[-1]).contiguous(), out.view(-1, out.shape[-1]))
             return out
-        groups, only = self._bank.groups, self._bank.only
+        groups, only = self.bank.groups, self.bank.only
         if groups is None and only < 0:
             return out
         rows, out = x.reshape(-1, x.shape[-1]), out.contiguous()
@@ -165,6 +178,11 @@ class AdapterBank:
             if isinstance(hook, _Hook):
                 del module._forward_hooks[key]
                 self.hooked.remove(hook.product)
+
+    @property
+    def which(self) -> tuple[int, ...]:
+        """Adapter of each row of the forward that runs; empty if none has one."""
+        return () if self.groups is None else self.groups.which
 
     @property
     def bytes(self) -> int:

@@ -74,22 +74,25 @@ def _single(parts: Parts, place: int) -> Gathered:
     return Gathered(down[None], tuple(ups))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StaticLowRank:
     """Matrices of all adapters beside a product: down [places, parts, r, K], up [places, r, columns].
 
-    `spans` [programs, 3] int32 are columns with the part that they belong to; other columns get nothing added. They
-    stay where they are, whatever adapters come and go: graphs hold their addresses.
+    `spans` [programs, 3] int32 are columns with the part that they belong to; other columns get nothing added.
+    `ranks` [places] int32, on the host, are those of r that an adapter has. They stay where they are, whatever adapters
+    come and go: graphs hold their addresses.
     """
 
     down: Tensor
     up: Tensor
     spans: Tensor
+    ranks: Tensor
 
     def put(self, parts: Parts, place: int) -> None:
         """Write what the stacks hold at a place, zeros where they hold nothing."""
         self.down[place].zero_()
         self.up[place].zero_()
+        self.ranks[place] = max(stack.rank([place]) for _, stack in parts)
         for part, (first, stack) in enumerate(parts):
             if place in stack.at:
                 down, up = stack.at[place]
@@ -110,6 +113,7 @@ def laid_out(parts: Parts, places: int, rank: int = 0) -> StaticLowRank:
         like.new_zeros(places, len(parts), rank, inputs),
         like.new_zeros(places, rank, columns),
         torch.tensor(spans, dtype=torch.int32, device=like.device),
+        torch.zeros(places, dtype=torch.int32),
     )
     for place in range(places):
         made.put(parts, place)

@@ -67,6 +67,7 @@ class WeightOnly(Pass):
 
     name: ClassVar[str] = "weight_only"
     timed: ClassVar[bool] = True
+    serves_adapters: ClassVar[bool] = True
     tolerance: ClassVar[float] = 5e-2
 
     def __init__(self, decode: StaticDecode, timer: "Callable[[Decoder], float] | None" = None) -> None:
@@ -94,6 +95,8 @@ class WeightOnly(Pass):
         self._natively = hardware.device == "cpu"
         if self._natively:
             return self._on_cpu(facts, hardware)
+        if facts.adapters:
+            return Applicability(False, "on a GPU it serves no adapters beside the model")
         degree = self.decode.degree(facts, hardware, objective)
         shard, each = facts.weight_bytes / degree, f" on each of {degree} GPUs" if degree > 1 else ""
         if shard < _WORTH:

@@ -70,12 +70,13 @@ def steps(decoder: Decoder, rows: int, count: int = 3) -> torch.Tensor:
 
 
 def of_rounded_inputs(_: TorchBackend, x: torch.Tensor, linear: Linear, biased: bool = True) -> torch.Tensor:
-    """A product whose inputs are rounded to int8 with one scale for 64, and its narrow weight widened."""
+    """A product of inputs rounded to int8 with one scale for 64, its narrow weight widened, and of adapters."""
     units = functional.pad(x, (0, -x.shape[1] % 64)).view(len(x), -1, 64)
     scale = units.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 127
     values = ((units / scale).round() * scale).view(len(x), -1)[:, : x.shape[1]]
     wide = widened(linear) if linear.group else linear.weight * linear.scale[:, None]
-    return functional.linear(values, wide, linear.bias)
+    out = functional.linear(values, wide, linear.bias)
+    return out if linear.adapters is None else linear.adapters.add(x, out)
 
 
 def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
