@@ -76,11 +76,18 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return {
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor(),
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else processor(),
         "versions": versions,
         "date": datetime.date.today().isoformat(),
         "revision": revision(),
     }
+
+
+def processor() -> str:
+    """Name of the processor, as the kernel has it."""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def revision() -> str:

@@ -29,13 +29,11 @@ def provenance() -> dict[str, Any]:
     """Processor, its flags, versions, load, date and revision."""
     import torch
 
-    from benchmarks.common import revision
+    from benchmarks.common import processor, revision
     from scoring.encoder.cpu_autotune import cpu_flags
 
-    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
     return {
-        "device": names[0] if names else platform.processor(),
+        "device": processor(),
         "cores": cpus.cores(),
         "threads": torch.get_num_threads(),
         "flags": sorted(flag for flag in cpu_flags() if flag.startswith(("avx", "amx"))),
