@@ -118,9 +118,8 @@ def pick_all(
     """
     lengths = state.lengths[slots] if lengths is None else lengths
     allowed = None if masks is None else unpack(masks, logits.shape[1]).to(logits.device)
-    held = lengths < state.forbidden_until[slots]
-    plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1) & ~held
-    scores = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+    plain = (state.temperature[slots] == 0) & (state.penalty[slots] == 1)
+    scores = _open(logits, state, slots, lengths, allowed)
     likeliest: list[int] = scores.argmax(-1).tolist()
     return [
         token if simple else pick(logits[row], state, slot, None if allowed is None else allowed[row], length)
@@ -128,6 +127,17 @@ def pick_all(
             zip(slots.tolist(), likeliest, plain.tolist(), lengths.tolist(), strict=True)
         )
     ]
+
+
+def _open(logits: Tensor, state: KVCache, slots: Tensor, lengths: Tensor, allowed: Tensor | None) -> Tensor:
+    """Logits [B, vocabulary] of which forbidden tokens, and those that are not allowed, are -inf."""
+    held = (state.forbidden[slots] >= 0) & (lengths < state.forbidden_until[slots])[:, None]
+    scores = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+    if not bool(held.any()):
+        return scores
+    rows, places = held.nonzero(as_tuple=True)
+    tokens = state.forbidden[slots][rows, places].long()
+    return scores.index_put((rows, tokens), scores.new_tensor(-torch.inf))
 
 
 def unpack(masks: Tensor, count: int) -> Tensor:
