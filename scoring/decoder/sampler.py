@@ -132,7 +132,7 @@ def pick_all(
 def _open(logits: Tensor, state: KVCache, slots: Tensor, lengths: Tensor, allowed: Tensor | None) -> Tensor:
     """Logits [B, vocabulary] of which forbidden tokens, and those that are not allowed, are -inf."""
     held = (state.forbidden[slots] >= 0) & (lengths < state.forbidden_until[slots])[:, None]
-    scores = logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)
+    scores = logits if allowed is None else torch.where(allowed, logits, -torch.inf)
     if not bool(held.any()):
         return scores
     rows, places = held.nonzero(as_tuple=True)
