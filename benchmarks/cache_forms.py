@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, provenance, write
-from benchmarks.decoders import CASES, make
+from benchmarks.decoder_shapes import CASES, make
 from benchmarks.speculation import Task
 from scoring.decoder.company import difference
 from scoring.decoder.decoder import Decoder

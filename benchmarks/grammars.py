@@ -71,7 +71,7 @@ def make(folder: Path, peak: float) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    from benchmarks.decoders import CASES
+    from benchmarks.decoder_shapes import CASES
 
     config = CASES["qwen3-0.6b"].config | {"tie_word_embeddings": False}
     if not torch.cuda.is_available():

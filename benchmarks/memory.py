@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.common import RESULTS, provenance, table, write
-from benchmarks.decoders import CASES
+from benchmarks.decoder_shapes import CASES
 from benchmarks.encoder_service import tokenizer
 from benchmarks.encoders import LARGE
 

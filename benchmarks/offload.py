@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
-from benchmarks.decoders import CASES
+from benchmarks.decoder_shapes import CASES
 from scoring.passes.zero_inference import ZeroInference
 
 CAP = 0.5  # of the weights' bytes

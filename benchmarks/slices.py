@@ -25,7 +25,8 @@ from typing import Any, NoReturn
 import torch
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
-from benchmarks.decoders import CASES, LENGTH, PROMPT, TOKENS, datasheet
+from benchmarks.decoder_shapes import CASES
+from benchmarks.decoders import LENGTH, PROMPT, TOKENS, datasheet
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.verify import errors, reference

@@ -24,7 +24,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.common import RESULTS, device_ms, provenance, table, write
-from benchmarks.decoders import CASES, Case, make
+from benchmarks.decoder_shapes import CASES, Case, make
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.drafts import SIZES
 from scoring.decoder.model import DecoderModel

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
-from benchmarks.decoders import CASES
+from benchmarks.decoder_shapes import CASES
 from benchmarks.encoder_service import tokenizer
 from benchmarks.memory import WORK
 from scoring.api.service import Service
