@@ -200,3 +200,38 @@ def test_a_thought_is_told_apart_and_may_be_turned_off(slots: bool, tiny: Tiny, 
     assert answer["finish_reason"] == "length" or answer["generated_text"].strip().isdigit()
     for made in (model, inside):
         assert made.service.drain(20)
+
+
+_EFFORTS = [
+    # template, effort asked for, what the prompt ends with
+    (_EFFORT := "{% if reasoning_effort is defined %}effort={{ reasoning_effort }}{% endif %}", "high", "effort=high"),
+    (_EFFORT, None, "assistant\n"),
+    ("", "high", "assistant\n"),
+    ("", "none", "<think>\n\n</think>\n\n"),
+    (_EFFORT, "none", "</think>\n\n"),
+    ("{% if not (thinking | default(false)) %}</think>{% else %}<think>{% endif %}", "low", "<think>"),
+]
+
+
+@pytest.mark.parametrize(("written", "effort", "end"), _EFFORTS)
+def test_an_effort_reaches_the_template_in_its_own_words(
+    written: str, effort: str | None, end: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    switched = THINKING if "thinking" not in written else THINKING.replace("enable_thinking", "absent")
+    model = served(tiny, tmp_path, switched + "{% if add_generation_prompt %}" + written + "{% endif %}", False)
+    task = model.service.task
+    [row] = task.encode(
+        task.schema.parse_input(CHAT, ""), task.schema.parse_parameters({"reasoning_effort": effort}), 0
+    )
+    prompt = task.tokenizer.decode(row.features["input_ids"])
+    assert prompt.endswith(end) or (effort == "none" and end in prompt), prompt
+    assert model.service.drain(20)
+
+
+def test_an_effort_that_the_template_cannot_make_is_refused(tiny: Tiny, tmp_path: Path, serve: Any) -> None:
+    plain = serve(tiny("llama", TASK), TASK)
+    plain.ok(CHAT, reasoning_effort="none", max_new_tokens=2)
+    assert plain.refused(CHAT, reasoning_effort="low")["where"] == "parameters.reasoning_effort"
+    always = served(tiny, tmp_path, THINKING.replace("enable_thinking", "absent"), False)
+    assert "cannot turn" in always.refused(CHAT, reasoning_effort="none")["message"]
+    assert always.service.drain(20)
