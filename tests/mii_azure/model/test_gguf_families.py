@@ -97,8 +97,8 @@ def test_it_is_the_model_that_it_came_from(family: str, changes: dict[str, Any],
     assert _settings(original) == _settings(model)
     tokens = tokenizer(TEXT, return_tensors="pt").input_ids
     assert AutoTokenizer.from_pretrained(folder)(TEXT).input_ids == tokens[0].tolist()
-    with torch.no_grad():
-        assert torch.equal(model(tokens).logits, original(tokens).logits)
+    with torch.no_grad():  # such a file keeps norms plus one, and decays as exp: the last bit is the processor's
+        torch.testing.assert_close(model(tokens).logits, original(tokens).logits, rtol=0, atol=1e-5)
 
 
 def _settings(model: Any) -> dict[str, Any]:
