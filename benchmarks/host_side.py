@@ -42,7 +42,7 @@ class InstantDecoder:
     def __init__(self, slots: int, vocabulary: Sequence[int], step_s: float, context: int = CONTEXT) -> None:
         from scoring.decoder.block_pool import BLOCK, blocks_of
         from scoring.decoder.block_tables import BlockTables
-        from scoring.decoder.layer_groups import group_layers
+        from scoring.decoder.layer_groups import Kept, group_layers
         from scoring.decoder.long_rotary import LongRotary
         from scoring.decoder.prompt_cost import PromptCost
 
@@ -52,7 +52,7 @@ class InstantDecoder:
         self.slots, self.max_length, self.full_length = slots, context, context
         blocks = blocks_of(max(2 * context, slots * CONTEXT))
         self.capacity = blocks * BLOCK
-        self.groups = group_layers([0], context)
+        self.groups = group_layers([Kept(0)], context)
         self.tables = BlockTables(slots, blocks_of(context), blocks, in_place=False)
         self.lengths = [0] * slots
         self._pool = random.Random(0).choices(list(vocabulary), k=1 << 16)

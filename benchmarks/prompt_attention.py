@@ -21,6 +21,7 @@ from benchmarks.decoders import attempt
 from scoring.decoder import prompt_attention
 from scoring.decoder.block_pool import blocks_of
 from scoring.decoder.kv_cache import KVCache
+from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.prefill import Layout, runs_of
 from scoring.decoder.prompt_attention import ChunkAttention, Tiling
@@ -52,6 +53,7 @@ class Chunk:
         self.model: Any = SimpleNamespace(
             layers=[SimpleNamespace(attention=Attention(linear, linear, head_dim**-0.5))], heads=heads,
             kv_heads=kv_heads, head_dim=head_dim, vocabulary=8, alibi=None, dtype=torch.bfloat16, device=self.device,
+            kept=[Kept(0, kv_heads, head_dim)],
         )  # fmt: skip
         self.state = KVCache(self.model, 1, length)
         self.state.table[0, 0] = torch.randperm(self.state.blocks, device="cuda").int()
