@@ -44,8 +44,9 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
-_KINDS = ["sliding_attention", "full_attention"]
-_GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
+_SIX = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
+_GEMMA4 = _SIX | {"global_head_dim": 16}
+_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 
 #: Numbers of a tiny vision tower.
 SIGHT: dict[str, Any] = {
@@ -63,15 +64,11 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
-    "gemma3n_text": {
-        "num_kv_shared_layers": 0,
-        "intermediate_size": [64, 64],
-        "activation_sparsity_pattern": [0.5, 0.0],
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 8,
-        "layer_types": _KINDS,
-    },
-    "gemma4_text": _GEMMA4 | {"per_layer_config": {"1": {"head_dim": 16}}},
+    "gemma3n_text": _SIX
+    | _PER_LAYER
+    | {"num_kv_shared_layers": 3, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.5] * 2 + [0.0] * 4},
+    "gemma4_text": _GEMMA4 | _PER_LAYER | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+    "gemma4_unified_text": _GEMMA4 | {"num_global_key_value_heads": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
     "granitemoehybrid": _MAMBA,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},

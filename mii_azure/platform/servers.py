@@ -68,6 +68,7 @@ HOST_FILES = (
     "protocol/oip.py",
     "protocol/openai_errors.py",
     "protocol/openai_logprobs.py",
+    "protocol/openai_messages.py",
     "protocol/openai_requests.py",
     "protocol/responses_requests.py",
     "protocol/retrieval_requests.py",

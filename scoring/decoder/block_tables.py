@@ -50,7 +50,7 @@ class BlockTables:
         self.in_place = in_place
         self.pool = BlockPool(blocks)
         self.cache = PrefixCache(self.pool, windows)
-        self.copies: list[tuple[int, int]] = []  # source and target block
+        self.copies: list[tuple[int, int, int]] = []  # group, source and target block
         self.grown: list[tuple[int, int, int, int]] = []  # group, slot, number of a block in it, block
         self._groups = range(len(windows))
         # Groups with one window always have as many blocks: the first of them, the window, and their number.
@@ -145,7 +145,7 @@ class BlockTables:
         else:
             target = self._take(slot, group, number)
             self._append(slot, group, target)
-            self.copies.append((source, target))
+            self.copies.append((group, source, target))
             self.pool.drop(source, source in self.cache)
 
     def match(self, ids: Sequence[int], salt: str) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
+from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
 
@@ -22,6 +23,7 @@ class GenericLayer:
     """A layer, of which only the attention is ours; its products have no inputs, only as many outputs as it has."""
 
     attention: Attention
+    kept: Kept  # narrower values are padded to the width of keys
     parallel: bool = False
 
 
@@ -29,7 +31,7 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `head_dim` is that of queries and keys; narrower values are padded.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all.
     """
 
     family: str
@@ -51,6 +53,11 @@ class GenericModel:
     mixtures: tuple[()] = ()  # its experts are the module's too
     steady: int = 0  # its modules turn all rows of a forward alike: longer sequences are not for it
     compiled: dict[nn.Module, Forward] = field(default_factory=dict)  # layers that run by another forward
+
+    @property
+    def kept(self) -> list[Kept]:
+        """Keys and values that each layer keeps of a sequence."""
+        return [layer.kept for layer in self.layers]
 
     @property
     def scratch_width(self) -> int:
@@ -81,7 +88,7 @@ class GenericModel:
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""
-        return 2 * len(self.layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * sum(own.heads * own.width for own in self.kept if own.source < 0) * self.dtype.itemsize
 
 
 def own_forward(module: Any, team: TensorParallelGroup | None) -> Forward:
@@ -100,9 +107,9 @@ class _Routed:
         model = self._model
         if mask is not None:  # none was asked for: it is of the model's own making, and means more than causal
             raise ValueError("a layer masks its attention by itself")
-        rows = [_rows(each, model.head_dim).to(model.dtype) for each in (q, k, v)]
+        rows = [_rows(each, q.shape[-1]).to(model.dtype) for each in (q, k, v)]
         found = self._attend(model.places[id(module)], *rows)
-        return found.view(1, q.shape[2], model.heads, model.head_dim)[..., : v.shape[-1]].contiguous().to(v.dtype)
+        return found.view(1, q.shape[2], q.shape[1], q.shape[3])[..., : v.shape[-1]].contiguous().to(v.dtype)
 
 
 def _rows(heads: Tensor, width: int) -> Tensor:

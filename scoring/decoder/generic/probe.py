@@ -1,7 +1,7 @@
 """Finds out by one forward of a few tokens whether a model's attention is standard, and what each layer's is like."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ from transformers import DynamicCache
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
+from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import LoadError
+from scoring.passes.families import LONGEST_HEAD
 
 _TOKENS = 4
-_WIDEST = 256  # heads that the kernels hold
 
 #: What layers tell their attention that changes nothing here, beside what `_attention` reads.
 _IGNORED = frozenset(
@@ -27,6 +28,9 @@ _IGNORED = frozenset(
      "scaling", "sliding_window", "softcap", "s_aux", "logits_to_keep")
 )  # fmt: skip
 
+#: Layers of a cache of transformers that keep keys and values, or nothing.
+_PLAIN = frozenset(("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"))
+
 
 class Unlike(Exception):
     """Reason why the cache cannot serve a model's attention."""
@@ -34,12 +38,17 @@ class Unlike(Exception):
 
 @dataclass
 class _Call:
-    """Attention call of a layer: shapes of queries [H, D] and of values [KV, D], and what it means."""
+    """Attention call of a layer: its queries, keys and values [1, heads, T, D], and what it means."""
 
     module: Any
-    queries: tuple[int, int]
-    values: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
     rule: Attention
+
+    def reads(self, other: "_Call") -> bool:
+        """True if the keys and values are those of another call, and seen as far."""
+        return self.k is other.k and self.v is other.v and self.rule.window == other.rule.window
 
 
 def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None) -> GenericModel:
@@ -73,16 +82,16 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None) -> Gen
         )
     calls = probing.calls
     _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
-    (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
+    layers = [GenericLayer(call.rule, kept) for call, kept in zip(calls, _kept(calls), strict=True)]
     described = GenericModel(
         family=model.config.model_type,
         module=model,
         configs=configs,
         places={id(call.module): index for index, call in enumerate(calls)},
-        layers=[GenericLayer(call.rule) for call in calls],
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        layers=layers,
+        heads=max(call.q.shape[1] for call in calls),
+        kv_heads=max(call.k.shape[1] for call in calls),
+        head_dim=max(call.q.shape[3] for call in calls),
         vocabulary=int(found.logits.shape[-1]),
         hidden=int(config.hidden_size),
         dtype=model.dtype,
@@ -94,12 +103,22 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None) -> Gen
     return described
 
 
+def _kept(calls: Sequence[_Call]) -> list[Kept]:
+    """Keys and values that each layer keeps: none where it is given those of an earlier one."""
+    kept = list[Kept]()
+    for number, call in enumerate(calls):
+        source = next((earlier for earlier in range(number) if call.reads(calls[earlier])), -1)
+        kept.append(Kept(call.rule.window, call.k.shape[1], call.k.shape[3], source))
+    return kept
+
+
 def _check_config(whole: Any, text: Any, told: Any) -> None:
     if whole.is_encoder_decoder:
         raise Unlike("it is an encoder-decoder")
     if "position_ids" not in told:
         raise Unlike("its forward takes no positions")
-    if getattr(text, "use_bidirectional_attention", False):  # which some modules follow where there is no mask
+    # Some modules follow it where there is no mask; of "vision" only the places of images see each other.
+    if getattr(text, "use_bidirectional_attention", False) not in (None, False, "vision"):
         raise Unlike("its attention is in both directions")
     rope = changing_rotary(text)
     if rope:
@@ -107,12 +126,12 @@ def _check_config(whole: Any, text: Any, told: Any) -> None:
 
 
 def _check_cache(text: Any) -> None:
-    """Raise Unlike for a model whose own cache keeps more than keys and values, or another layer's."""
+    """Raise Unlike for a model whose own cache keeps more than keys and values; a layer may keep nothing."""
     try:
         layers = DynamicCache(config=text).layers
     except Exception as failure:
         raise Unlike(f"its cache is one of its own: {type(failure).__name__}") from failure
-    strange = sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"})
+    strange = sorted({type(layer).__name__ for layer in layers} - _PLAIN)
     if strange:
         raise Unlike(f"layers keep more than their own keys and values: {', '.join(strange)}")
 
@@ -124,10 +143,17 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
         raise Unlike("a module attends more than once")
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
-    if len({(call.queries, call.values) for call in calls}) > 1:
-        raise Unlike("its layers differ in their heads")
-    if device.type == "cuda" and (calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2):
-        raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
+    if device.type == "cuda":
+        _check_kernels({(call.q.shape[1], call.k.shape[1], call.q.shape[3]) for call in calls})
+
+
+def _check_kernels(shapes: Collection[tuple[int, int, int]]) -> None:
+    """Raise Unlike for heads that the attention kernels of a GPU do not hold."""
+    for _, _, width in sorted(shapes):
+        if width > LONGEST_HEAD or width % 2:
+            raise Unlike(f"heads of {width}: the attention kernels hold even ones up to {LONGEST_HEAD}")
+    if len(shapes) > 1:
+        raise Unlike("its layers differ in their heads: the attention kernels hold one shape")
 
 
 class CallRecorder:
@@ -152,8 +178,7 @@ class CallRecorder:
         if said.get("dropout"):
             raise Unlike("its attention drops weights at random")
         rule = _attention(q, k, said, self._window(module, mask, said))
-        heads, kv_heads = q.shape[1], v.shape[1]
-        self.calls.append(_Call(module, (heads, q.shape[3]), (kv_heads, v.shape[3]), rule))
+        self.calls.append(_Call(module, q, k, v, rule))
         found = attention(rule, q, k, torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3])), None)
         return found[..., : v.shape[3]].transpose(1, 2).contiguous()  # some models only view it
 
