@@ -153,6 +153,7 @@ SCORING_FILES = (
     "generation/sequence.py",
     "generation/settings.py",
     "generation/streaming.py",
+    "generation/tagged_calls.py",
     "generation/text_generator.py",
     "generation/tool_formats.py",
     "host_api.py",

@@ -7,6 +7,7 @@ from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
+from scoring.generation.tagged_calls import typed
 from scoring.generation.tool_formats import (
     THINK,
     argument_schemas,
@@ -73,7 +74,8 @@ class Conversational(Generative):
         thinking = self.thinks and not going_on and not self._controls.off(variables)
         opened = thinking and prompt.rstrip().endswith(THINK[0])
         called = () if going_on else tuple(tool.function.name for tool in tools)
-        form = ReplyForm(thinking, opened, called, self.tool_format)
+        tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
+        form = ReplyForm(thinking, opened, called, self.tool_format, tagged)
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
