@@ -134,6 +134,8 @@ async def _generate(
         form.choice(index, entry, reason)
         for index, (entry, reason) in enumerate(zip(entries, used["finish_reasons"], strict=True))
     ]
+    for choice, stop in zip(choices, used.get("stop_reasons", ()), strict=False):
+        choice["stop_reason"] = stop
     more = form.of_prompt(entries[0]) if form.chat else {}
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used), **more})
 
@@ -153,7 +155,8 @@ async def _events(host: Host, answer: Answer, form: StreamFormat) -> AsyncIterat
 def _told(event: Event, form: StreamFormat) -> bytes:
     if "token" in event:
         return form.text(event)
-    return form.end(event["usage"]["finish_reasons"], _usage(event["usage"]))
+    used = event["usage"]
+    return form.end(used["finish_reasons"], _usage(used), used.get("stop_reasons"))
 
 
 async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]) -> Answer:
