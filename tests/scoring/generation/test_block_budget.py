@@ -27,7 +27,8 @@ def burst(served: Served) -> list[Row]:
 
 def scheduler_of(served: Served, blocks: int) -> Scheduler:
     decoder: Any = InstantDecoder(ROWS, range(5, 50), 0.0, 2048)
-    return Scheduler(served.service.task, decoder, blocks * BLOCK)
+    task: Any = served.service.task
+    return Scheduler(task, decoder, blocks * BLOCK)
 
 
 @pytest.mark.parametrize("blocks", [6, 400], ids=["few: rows are preempted", "enough"])
