@@ -172,6 +172,7 @@ def test_a_tools_schema_that_cannot_be_kept_is_refused_with_its_place(model: Ser
 
 def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
     city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"]}
+    city["additionalProperties"] = False
     tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
     if model.service.task.tool_format.tags is None:
         [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
@@ -247,3 +248,20 @@ def test_an_effort_that_the_template_cannot_make_is_refused(tiny: Tiny, tmp_path
     always = served(tiny, tmp_path, THINKING.replace("enable_thinking", "absent"), False)
     assert "cannot turn" in always.refused(CHAT, reasoning_effort="none")["message"]
     assert always.service.drain(20)
+
+
+def test_values_refer_to_any_place_of_their_schema(model: Served) -> None:
+    tree = {"type": "object", "properties": {"on": {"type": "boolean"}, "below": {"$ref": "#"}}, "required": ["on"]}
+    schema = {**tree, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    how = {"tool_choice": "required", "do_sample": True, "seed": 1, "parallel_tool_calls": False}
+    [call] = ask(model, tools=tools, **how)["tool_calls"]
+    Draft202012Validator(schema).validate(json.loads(call["function"]["arguments"]))
+
+
+def test_a_schema_that_is_none_is_no_failure(model: Served) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": None}}}}}]
+    ask(model, tools=tools, max_new_tokens=2)
+    parameters = {"max_new_tokens": 2, "tools": tools, "tool_choice": "required"}
+    status, answer = model({"inputs": CHAT, "parameters": parameters})
+    assert (status, answer["error"]["code"]) == (400, "invalid_parameter")
