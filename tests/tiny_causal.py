@@ -45,6 +45,9 @@ SIZES: dict[str, Any] = {
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
 _KINDS = ["sliding_attention", "full_attention"]
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_CONV = {"layer_types": ["conv", "full_attention"]}
+_ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "mamba_d_state": 8}
 _GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
 
 #: Numbers of a tiny vision tower.
@@ -63,6 +66,7 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 16},
     "gemma3n_text": {
         "num_kv_shared_layers": 0,
         "intermediate_size": [64, 64],
@@ -73,13 +77,18 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": _GEMMA4 | {"per_layer_config": {"1": {"head_dim": 16}}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
-    "granitemoehybrid": _MAMBA,
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "granitemoehybrid": _MAMBA | _LINEAR,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": _LINEAR,
+    **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), _CONV),
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "reformer": {"is_decoder": True},
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "xlnet": {"max_position_embeddings": None},
     "xlstm": {"v_head_dim": None, "head_dim": None},
+    "zamba": _ZAMBA,
+    "zamba2": _ZAMBA,
     "zaya": {"num_experts_per_tok": None},
 }
 

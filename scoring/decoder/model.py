@@ -197,8 +197,8 @@ class CachedModel(Protocol):
 
 
 def windows_of(model: CachedModel) -> list[int]:
-    """Keys that a token sees in each layer, itself included; 0 is all."""
-    return [layer.attention.window for layer in model.layers]
+    """Keys that a token sees in each layer, itself included; 0 is all, also of a model without attention."""
+    return [layer.attention.window for layer in model.layers] or [0]
 
 
 @dataclass

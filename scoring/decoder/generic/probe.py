@@ -12,6 +12,8 @@ from transformers import DynamicCache
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
+from scoring.decoder.generic.proof import Differs, proven
+from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, takes_positions
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -42,14 +44,16 @@ class _Call:
     rule: Attention
 
 
-def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None) -> GenericModel:
-    """Describe a model, or this rank's slice of it, for the generic tier; slots will hold `length` tokens.
+def probe(
+    model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None, slots: int = 1
+) -> GenericModel:
+    """Describe a model, or this rank's slice of it, for the generic tier; `slots` will hold `length` tokens each.
 
     Raises LoadError if its attention is not standard, with the reason, and with that against the fused tier.
     """
     try:
-        return _described(model, length, team)
-    except Unlike as reason:
+        return _described(model, length, team, slots)
+    except (Unlike, Differs) as reason:
         told = str(reason)
     except Exception as failure:  # whatever a model's own code raises for such a forward
         told = f"its forward fails over flat rows of tokens: {type(failure).__name__}: {str(failure)[:200]}"
@@ -58,22 +62,27 @@ def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | 
 
 
 @torch.inference_mode()
-def _described(model: Any, length: int, team: TensorParallelGroup | None) -> GenericModel:
-    told = inspect.signature(type(model).forward).parameters
+def _described(model: Any, length: int, team: TensorParallelGroup | None, slots: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
-    _check_config(model.config, config, told)
-    _check_cache(config)
+    layers = _recurrent_layers(config, team)
+    if layers is not None and model.device.type != "cpu":
+        raise Unlike("its layers keep recurrent states, which slots have on CPUs only")
+    attending = None if layers is None else sum(kind in ("attention", "both") for kind in kinds_of(layers))
+    _check_config(model, config, attending != 0)
     probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
-    asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
+    keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    asked = {"logits_to_keep": kept} if keeps else {}
+    placed = {"position_ids": tokens[None] - 1} if takes_positions(model) else {}
     with listening(configs, probing, PROBED):
-        found = own_forward(model, team)(
-            input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked
-        )
+        found = own_forward(model, team)(input_ids=tokens[None], use_cache=False, return_dict=True, **placed, **asked)
     calls = probing.calls
-    _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
-    (heads, head_dim), (kv_heads, _) = calls[0].queries, calls[0].values
+    if layers is None:
+        _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
+    elif attending:
+        _check_calls(calls, attending, device, repeats=True)
+    (heads, head_dim), (kv_heads, _) = (calls[0].queries, calls[0].values) if calls else ((1, 1), (1, 1))
     described = GenericModel(
         family=model.config.model_type,
         module=model,
@@ -89,15 +98,20 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None) -> Gen
         device=device,
         team=team,
         keeps=bool(asked) and found.logits.shape[1] == len(kept),
+        cached=cache_name(model),
+        placed=bool(placed),
     )
-    described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
+    if layers is not None:
+        described.recurrent = proven(described, layers, slots)
+    else:
+        described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
     return described
 
 
-def _check_config(whole: Any, text: Any, told: Any) -> None:
-    if whole.is_encoder_decoder:
+def _check_config(model: Any, text: Any, attends: bool) -> None:
+    if model.config.is_encoder_decoder:
         raise Unlike("it is an encoder-decoder")
-    if "position_ids" not in told:
+    if attends and not takes_positions(model):
         raise Unlike("its forward takes no positions")
     if getattr(text, "use_bidirectional_attention", False):  # which some modules follow where there is no mask
         raise Unlike("its attention is in both directions")
@@ -106,21 +120,33 @@ def _check_config(whole: Any, text: Any, told: Any) -> None:
         raise Unlike(f"{rope} rotary positions change with the length")
 
 
-def _check_cache(text: Any) -> None:
-    """Raise Unlike for a model whose own cache keeps more than keys and values, or another layer's."""
+def _recurrent_layers(text: Any, team: TensorParallelGroup | None) -> list[Any] | None:
+    """Layers of a model's own cache if some keep recurrent states, None if all keep keys and values alone.
+
+    Raises Unlike for a model whose cache keeps anything else, or another layer's.
+    """
     try:
         layers = DynamicCache(config=text).layers
     except Exception as failure:
         raise Unlike(f"its cache is one of its own: {type(failure).__name__}") from failure
-    strange = sorted({type(layer).__name__ for layer in layers} - {"DynamicLayer", "DynamicSlidingWindowLayer"})
+    strange = sorted({type(layer).__name__ for layer in layers} - set(KINDS))
     if strange:
         raise Unlike(f"layers keep more than their own keys and values: {', '.join(strange)}")
+    kinds = set(kinds_of(layers))
+    if kinds == {"attention"}:
+        return None
+    if not kinds & {"recurrent", "both"}:
+        raise Unlike("layers keep more than their own keys and values: DummyLayer")
+    if team is not None:
+        raise Unlike("its layers keep recurrent states, which no slices over several GPUs have")
+    return list(layers)
 
 
-def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.device) -> None:
+def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.device, repeats: bool = False) -> None:
+    """Raise Unlike if the layers' calls are not alike; `repeats`: layers may share a module."""
     if not calls:
         raise Unlike("its attention does not go through transformers' attention interface")
-    if len({id(call.module) for call in calls}) < len(calls):
+    if len({id(call.module) for call in calls}) < len(calls) and not repeats:
         raise Unlike("a module attends more than once")
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
