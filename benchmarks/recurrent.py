@@ -3,7 +3,7 @@
 `python -m benchmarks.recurrent [--only NAME ...] [--out FOLDER]` writes folders with random weights of a Qwen3.5's and
 a Granite 4's form, generates a bundle of each with and without the pass static_decode, serves both side by side, and
 has 16 clients ask one of them after the other, whole and streamed: prompts of 8 to 48 words, 24 tokens each. Writes
-recurrent.json. The clients share the cores. It wants an idle machine.
+recurrent-NAME.json for each. The clients share the cores. It wants an idle machine.
 """
 
 import argparse
@@ -92,11 +92,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)  # a server is to decide
-    rows: list[dict[str, Any]] = []
     for name in chosen.only:
-        rows += measure(name)
-    write("recurrent", provenance() | {"new": NEW, "clients": CLIENTS, "rows": rows}, chosen.out)
-    print(table(tuple(rows[0])[:-1], rows))
+        rows = measure(name)
+        write(f"recurrent-{name}", provenance() | {"new": NEW, "rows": rows}, chosen.out)
+        print(table(tuple(rows[0])[:-1], rows), flush=True)
 
 
 if __name__ == "__main__":

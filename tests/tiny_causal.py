@@ -36,6 +36,11 @@ SIZES: dict[str, Any] = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
     "rotary_dim": 4,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_heads"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_head_dim"), 16),
+    **dict.fromkeys(("linear_num_value_heads", "mamba_num_heads"), 4),
+    "n_groups": 1,
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -47,7 +52,7 @@ _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True
 _KINDS = ["sliding_attention", "full_attention"]
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _CONV = {"layer_types": ["conv", "full_attention"]}
-_ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "mamba_d_state": 8}
+_ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
 _GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
 
 #: Numbers of a tiny vision tower.
@@ -66,7 +71,7 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
-    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64, "mamba_d_state": 16},
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
     "gemma3n_text": {
         "num_kv_shared_layers": 0,
         "intermediate_size": [64, 64],
@@ -81,7 +86,7 @@ OWN: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": _LINEAR,
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), _CONV),
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
     "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "reformer": {"is_decoder": True},
     "recurrent_gemma": {"num_hidden_layers": 3},

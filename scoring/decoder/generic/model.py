@@ -1,6 +1,6 @@
 """A model of transformers as the generic tier runs it: its own modules, and what its attention calls are like."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
-from scoring.decoder.generic.recurrent import SlotCache, SlotStates
+from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
 
@@ -56,6 +56,7 @@ class GenericModel:
     recurrent: SlotStates | None = None  # of layers that keep more than keys and values
     cached: str = "past_key_values"  # its forward's name for a cache
     placed: bool = True  # its forward takes positions
+    scans: Sequence[nn.Module] = ()  # modules that compute a prompt in chunks
 
     @property
     def scratch_width(self) -> int:
@@ -82,7 +83,9 @@ class GenericModel:
         """
         told = {"position_ids": positions} if self.placed else {}
         kept = {"logits_to_keep": 1} if self.keeps else {}
-        return self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)[:, -1]
+        with in_chunks(self.scans, tokens.shape[1]):
+            found = self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)
+        return found[:, -1]
 
     def _forward(self, attend: Attend, **asked: Any) -> Tensor:
         with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):

@@ -13,7 +13,7 @@ from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
 from scoring.decoder.generic.proof import Differs, proven
-from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, takes_positions
+from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, scans_of, takes_positions
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -102,6 +102,7 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
         placed=bool(placed),
     )
     if layers is not None:
+        described.scans = scans_of(model)
         described.recurrent = proven(described, layers, slots)
     else:
         described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
