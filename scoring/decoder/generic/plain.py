@@ -17,10 +17,10 @@ def plain_logits(model: Any, ids: list[int], start: int) -> Tensor:
     """
     tokens = torch.tensor([ids], device=model.device)
     if not keeps_states(model.config):
-        found: Tensor = model(tokens).logits[0]
-        return found
+        whole: Tensor = model(tokens).logits[0]
+        return whole
     cache = {cache_name(model): DynamicCache(config=model.config)}
-    found = []
+    found: list[Tensor] = []
     for part in torch.split(tokens, [min(start, len(ids)), *[1] * (len(ids) - start)], 1):
         held = sum(len(each) for each in found)
         positions = torch.arange(held, held + part.shape[1], device=model.device)[None]

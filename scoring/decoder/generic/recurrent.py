@@ -43,11 +43,11 @@ class _Attending:
         return keys, values
 
 
-class _Both(LinearAttentionLayer, _Attending):
+class _Both(LinearAttentionLayer, _Attending):  # type: ignore[misc,unused-ignore]
     """A layer's states, and its place for keys and values."""
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc,unused-ignore]
     """Cache of one forward: states of its sequences, and no keys and values."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
