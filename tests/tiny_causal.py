@@ -49,11 +49,12 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
-_KINDS = ["sliding_attention", "full_attention"]
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _CONV = {"layer_types": ["conv", "full_attention"]}
 _ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
-_GEMMA4 = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "layer_types": _KINDS}
+_SIX = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
+_GEMMA4 = _SIX | {"global_head_dim": 16}
+_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 
 #: Numbers of a tiny vision tower.
 SIGHT: dict[str, Any] = {
@@ -66,21 +67,32 @@ SIGHT: dict[str, Any] = {
     "num_channels": 3,
 }
 
+#: Numbers of a tiny tower of sound.
+SOUND: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "ext_pw_out_channel", "nemo_conv_channels"), 16),
+    **dict.fromkeys(("num_hidden_layers", "num_blocks", "encoder_layers", "conf_num_hidden_layers"), 1),
+    **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "conf_num_attention_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim"), 32),
+    "vocab_size": VOCABULARY,
+}
+_TOWERS = {"vision": SIGHT, "audio": SOUND}
+
 #: What a type needs beside; None leaves a number as it is.
 OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
-    "gemma3n_text": {
-        "num_kv_shared_layers": 0,
-        "intermediate_size": [64, 64],
-        "activation_sparsity_pattern": [0.5, 0.0],
-        "vocab_size_per_layer_input": VOCABULARY,
-        "hidden_size_per_layer_input": 8,
-        "layer_types": _KINDS,
-    },
-    "gemma4_text": _GEMMA4 | {"per_layer_config": {"1": {"head_dim": 16}}},
+    "gemma3n_text": _SIX
+    | _PER_LAYER
+    | {"num_kv_shared_layers": 3, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.5] * 2 + [0.0] * 4},
+    "gemma4_text": _GEMMA4 | _PER_LAYER | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+    "gemma4_unified_text": _GEMMA4 | {"num_global_key_value_heads": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
     "granitemoehybrid": _MAMBA | _LINEAR,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
@@ -132,10 +144,7 @@ def tiny_multimodal(family: str) -> Any:
     plain = AutoConfig.for_model(family)
     sizes = _sizes(family)
     for key in plain.sub_configs:
-        if "vision" in key:
-            told = getattr(plain, key).to_dict()
-            sizes[key] = told | {name: value for name, value in SIGHT.items() if name in told}
-        elif isinstance(sizes.get(key), dict):
+        if isinstance(sizes.get(key), dict) and not any(tower in key for tower in _TOWERS):
             sizes[key] |= {"initializer_range": 0.5} | _odd(sizes[key])
     for name in ("image_token_id", "image_token_index", "video_token_id"):
         if hasattr(plain, name):
@@ -164,8 +173,20 @@ def _sizes(family: str) -> dict[str, Any]:
         text = plain.get_text_config(decoder=True)
         key = next((key for key in plain.sub_configs if getattr(plain, key, None) is text), None)
         if key:
-            sizes[key] = text.to_dict() | _known(text) | own.get(key, {})
-    return {name: value for name, value in sizes.items() if value is not None}
+            alike = {name: value for name, value in text.to_dict().items() if name != "per_layer_config"}
+            sizes[key] = alike | _known(text) | own.get(key, OWN.get(text.model_type, {}))
+    return _towers(plain) | {name: value for name, value in sizes.items() if value is not None}
+
+
+def _towers(plain: Any) -> dict[str, Any]:
+    """Numbers of tiny parts that see or hear."""
+    found = {}
+    for key in plain.sub_configs:
+        small = next((small for tower, small in _TOWERS.items() if tower in key), None)
+        if small is not None and getattr(plain, key, None) is not None:
+            told = getattr(plain, key).to_dict()
+            found[key] = told | {name: value for name, value in small.items() if name in told}
+    return found
 
 
 def _known(config: Any) -> dict[str, Any]:
@@ -177,7 +198,7 @@ def _known(config: Any) -> dict[str, Any]:
             sizes[name] = told[name][:1] + told[name][-1:]
     if isinstance(told.get("sliding_window"), int):
         sizes["sliding_window"] = 16
-    if hasattr(config, "kv_lora_rank"):
+    if _has(config, "kv_lora_rank"):
         sizes["num_key_value_heads"] = 4  # every head has its own, expanded from what they share
     return sizes
 

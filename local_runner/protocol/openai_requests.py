@@ -10,6 +10,7 @@ from typing import Any
 
 from local_runner.errors import ModelNotServed, served_as
 from local_runner.protocol.allowed_tools import offering_allowed
+from local_runner.protocol.openai_messages import message_of
 from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
@@ -35,13 +36,14 @@ _RENAMED = {
 }
 #: Fields that change no answer: marks for bookkeeping, billing and caches of OpenAI's own.
 _MARKS = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "request_id"),
+    *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "guided_decoding_backend"),
 }
 #: Fields that this module reads itself, by path; any other goes to the scoring script.
 _READ = {
     "/v1/completions": {"model", "prompt", "echo", "logprobs", "stream", "stream_options"},
     "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", "stream", "stream_options"},
-    "/v1/embeddings": {"model", "input"},
+    "/v1/embeddings": {"model", "input", "truncate_prompt_tokens"},
 }
 #: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -51,20 +53,34 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "return_full_text": (),  # it is called echo here
-    "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
+    # Fields of vLLM's clients that send each of them with its default.
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),  # there are none beside others
+    "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,),
+    "detokenize": (True,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "include_reasoning": (True,),
+    **dict.fromkeys(("bad_words", "allowed_token_ids", "logits_processors", "documents"), ([],)),
+    **dict.fromkeys(("vllm_xargs", "mm_processor_kwargs"), ({},)),
 }
-#: The same of fields that only conversations have.
+#: The same of fields that only conversations have, or have another default.
+_NEUTRAL_IN_CHATS: dict[str, tuple[Any, ...]] = {"add_special_tokens": (False,), "echo": (False,)}
 _NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
+    "reasoning_effort": ("none",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
 }
-_STREAM_OPTIONS = {"include_usage": (True, False), "include_obfuscation": (False,)}
-_ROLES = {"developer": "system"}
-#: Fields of a message that are honoured beside its role and content.
-_MESSAGE = ("name", "tool_calls", "tool_call_id", "reasoning_content")
+_STREAM_OPTIONS = {
+    "include_usage": (True, False),
+    "include_obfuscation": (False,),
+    "continuous_usage_stats": (False,),
+}
 
 
 def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -79,11 +95,23 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
         raise InvalidParameter("A stream repeats texts, and this prompt is token ids.", "Send a text.", "echo")
     own = _parameters(sent, "/v1/completions") | _adapter(sent, deployment)
     parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
+    if only_repeats(sent):
+        if sent.get("stream") is True:
+            raise InvalidParameter("A prompt alone is not streamed.", 'Leave out "stream".', "max_tokens")
+        parameters |= {"max_new_tokens": 1, "return_details": True}  # the details tell what to leave out
     if deployment.task == "text-generation":
         parameters["return_full_text"] = sent.get("echo") is True
     elif sent.get("echo"):
         raise InvalidParameter(f"{deployment.task} does not repeat its input.", 'Leave out "echo".', "echo")
     return _canonical(sent, prompts, parameters)
+
+
+def only_repeats(sent: dict[str, Any]) -> bool:
+    """Return True for a completion of no tokens, which is its prompt: what scores texts asks for its log-probabilities.
+
+    The script generates one token, which is left out of the answer.
+    """
+    return sent.get("echo") is True and type(sent.get("max_tokens")) is int and sent["max_tokens"] == 0
 
 
 def _is_tokens(prompt: Any) -> bool:
@@ -98,7 +126,7 @@ def chat(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     messages = sent.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("The messages are missing.", 'Send [{"role": "user", "content": "..."}].', "messages")
-    conversation = [_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
+    conversation = [message_of(message, f"messages[{at}]") for at, message in enumerate(messages)]
     own = _parameters(sent, "/v1/chat/completions") | _adapter(sent, deployment)
     parameters = {**own, **_chat_details(sent), "return_full_text": False}
     return _canonical(sent, [conversation], parameters)
@@ -123,8 +151,18 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
         raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
     # A list of token vectors is no embedding; feature-extraction returns those by default.
     pooled = {"pooling": "model"} if deployment.task == "feature-extraction" else {}
-    parameters = {**pooled, **_parameters(sent, "/v1/embeddings")}
+    parameters = {**pooled, **_parameters(sent, "/v1/embeddings"), **cut_at_context(sent)}
     return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
+
+
+def cut_at_context(sent: dict[str, Any]) -> dict[str, Any]:
+    """Parameter of vLLM's `truncate_prompt_tokens` of texts that are not continued: -1 cuts them at the context."""
+    most = sent.get("truncate_prompt_tokens")
+    if most not in (None, -1) or isinstance(most, bool):
+        raise InvalidParameter(
+            "truncate_prompt_tokens is not served with that value.", "-1 cuts at the context.", "truncate_prompt_tokens"
+        )
+    return {} if most is None else {"truncation": True}
 
 
 def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:
@@ -184,7 +222,7 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
 
 
 def _neutral(path: str) -> dict[str, tuple[Any, ...]]:
-    return _NEUTRAL if path == "/v1/chat/completions" else _NEUTRAL | _NEUTRAL_IN_COMPLETIONS
+    return _NEUTRAL | (_NEUTRAL_IN_CHATS if path == "/v1/chat/completions" else _NEUTRAL_IN_COMPLETIONS)
 
 
 def _flag(sent: dict[str, Any], name: str) -> None:
@@ -298,38 +336,3 @@ def _canonical(sent: dict[str, Any], inputs: list[Any], parameters: dict[str, An
         "options": {"usage": True},
         **({"stream": True} if stream else {}),
     }
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise InvalidInput("A message is a JSON object.", 'It has "role" and "content".', where)
-    for name, value in message.items():
-        if name not in ("role", "content", *_MESSAGE) and value not in (None, "", [], {}):
-            raise InvalidInput(
-                f"{name[:80]!r} of a message is not served here.", "Leave it out.", f"{where}.{name[:80]}"
-            )
-    calls = message.get("tool_calls")
-    role, content = message.get("role"), message.get("content", None if calls else ...)
-    content = "" if content is None else content  # what clients send back of an answer without text
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{at}]") for at, part in enumerate(content))
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise InvalidInput('A message needs the texts "role" and "content".', where=where)
-    honoured = {name: message[name] for name in _MESSAGE if message.get(name) not in (None, [])}
-    if isinstance(calls, list) and calls:
-        honoured["tool_calls"] = [_call(call) for call in calls]
-    return {"role": _ROLES.get(role, role), "content": content, **honoured}
-
-
-def _call(call: Any) -> Any:
-    """A call without what clients note beside it (`parsed_arguments`, an `index`)."""
-    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
-        return call
-    function = {name: value for name, value in call["function"].items() if name != "parsed_arguments"}
-    return {**{name: value for name, value in call.items() if name != "index"}, "function": function}
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise InvalidInput("Only parts of text are taken.", 'Send {"type": "text", "text": "..."}.', where)
-    return str(part["text"])

@@ -13,11 +13,13 @@ from scoring.host_api import Deployment
 
 PATH = "/v1/responses"
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"  # what agents send back of a thought: here its text is in the item
 #: Values that ask for nothing; any other value of these fields asks for a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "truncation": ("disabled",),
     **dict.fromkeys(("prompt", "max_tool_calls", "context_management", "moderation", "n", "messages"), ()),
+    "reasoning_effort": (),  # it is told in `reasoning` here
 }
 _STORED: dict[str, tuple[Any, ...]] = {"store": (False,), "previous_response_id": (), "conversation": ()}
 #: Fields that change no answer.
@@ -25,7 +27,12 @@ _MARKS = {"metadata", "prompt_cache_options", "user", "service_tier", "safety_id
 #: Fields that become others.
 _READ = {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning", "include"}
 _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
-_PLACES = {"response_format.json_schema": "text.format", "response_format": "text.format", "logprobs": "include"}
+_PLACES = {
+    "response_format.json_schema": "text.format",
+    "response_format": "text.format",
+    "logprobs": "include",
+    "reasoning_effort": "reasoning.effort",
+}
 
 Message = dict[str, Any]
 
@@ -65,7 +72,7 @@ def in_words_of(sent: Mapping[str, Any]) -> Iterator[None]:
             yield
     except MiiAzureError as error:
         for theirs, ours in _PLACES.items():
-            if error.where == theirs or error.where.startswith(f"{theirs}."):
+            if theirs not in sent and (error.where == theirs or error.where.startswith(f"{theirs}.")):
                 error.where = ours + error.where.removeprefix(theirs)
                 break
         error.where = "input" if error.where.startswith("messages") else error.where
@@ -114,25 +121,25 @@ def _choice(choice: Any) -> Any:
 
 
 def _think(reasoning: Any, asked: dict[str, Any]) -> None:
-    """Turn a model's thought off where no effort is to be made; other efforts are not served."""
-    if reasoning is None or (isinstance(reasoning, dict) and not any(reasoning.values())):
+    """Read how much the model is to think; a summary of its thought is told only where none has to be made."""
+    if reasoning is None:
         return
-    if not isinstance(reasoning, dict) or {name for name in reasoning if reasoning[name]} - {"effort"}:
+    if not isinstance(reasoning, dict) or {name for name in reasoning if reasoning[name]} - {"effort", "summary"}:
         raise InvalidParameter('"reasoning" holds an "effort".', where="reasoning")
-    if reasoning["effort"] != "none":
+    if reasoning.get("summary") not in (None, "auto", "none"):
         raise InvalidParameter(
-            "A model thinks as its template has it, or not at all.", 'Send "none".', "reasoning.effort"
+            "A thought is told as it is, without a summary.", 'Leave it out, or send "auto".', "reasoning.summary"
         )
-    given = asked.get("chat_template_kwargs")
-    asked["chat_template_kwargs"] = {"enable_thinking": False, **(given if isinstance(given, dict) else {})}
+    asked["reasoning_effort"] = reasoning.get("effort")
 
 
 def _include(include: Any, asked: dict[str, Any]) -> None:
-    if include in (None, []):
+    if include is None:
         return
-    if include != [LOGPROBS]:
+    if not isinstance(include, list) or any(each not in (LOGPROBS, ENCRYPTED) for each in include):
         raise InvalidParameter(f"Only {LOGPROBS} can be included.", "Leave out the others.", "include")
-    asked["logprobs"] = True
+    if LOGPROBS in include:
+        asked["logprobs"] = True
 
 
 def _messages(given: Any, instructions: Any) -> list[Message]:

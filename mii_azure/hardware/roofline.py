@@ -4,11 +4,6 @@ All times are seconds, sizes bytes, bandwidths bytes per second, peaks FLOP per 
 """
 
 
-def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, item_bytes: int) -> int:
-    """Bytes of one token's keys and values: 2 x layers x kv_heads x head_dim x bytes."""
-    return 2 * layers * kv_heads * head_dim * item_bytes
-
-
 def flops(matmul_parameters: int, layers: int, hidden_size: int, tokens: int, length: int) -> float:
     """FLOPs of a forward pass over `tokens` tokens in sequences of `length`: 2 P S + 4 L S^2 d for each sequence.
 

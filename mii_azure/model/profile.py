@@ -6,8 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.errors import TaskUnsupported
-from mii_azure.hardware import roofline
 from mii_azure.model import configs
+from mii_azure.model.cached_layers import CachedLayers, cached_layers
 from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.experts import experts_of
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
@@ -51,6 +51,7 @@ class Profile(BaseModel):
     state_bytes: int = 0  # of recurrent states, which each sequence has beside keys and values or in place of them
     window: int = 0  # keys that a token sees in some layers of a decoder, itself included; 0: all layers see all
     windowed_layers: int = 0  # those layers
+    cached_layers: tuple[CachedLayers, ...] = ()  # by what they keep, where they are not alike in all but windows
     pooling: str = ""  # and what follows it, as a sentence-transformers folder says; "" if it does not
     shipped: str = ""  # numbers of the products in the weight files, if they are quantised, e.g. "int4"
     published: str = ""  # method by which their author quantised them, e.g. "awq"
@@ -58,6 +59,11 @@ class Profile(BaseModel):
     estimated: tuple[str, ...] = ()  # names of facts that config.json does not say under a known name
     unembedded: tuple[str, ...] = ()  # tokens of the tokenizer that the model has no embedding for, "TOKEN (ID)"
     source: Source  # origin of the facts
+
+    @property
+    def widest_head(self) -> int:
+        """Numbers of the widest head of any layer."""
+        return max((each.head_dim for each in self.cached_layers), default=self.head_dim)
 
     @property
     def known(self) -> bool:
@@ -82,7 +88,8 @@ def profile(model: Model) -> Profile:
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
     experts = experts_of(config, family, layers, hidden, model.weights.parameters)
-    kv_bytes = roofline.kv_bytes_per_token(kept.attending, kv_heads, head_dim, DTYPE_BYTES[dtype])
+    differing = cached_layers(config, layers, kv_heads, head_dim) if family.kind == "decoder" else ()
+    kv_bytes = _kv_bytes(family, differing, kept.attending * kv_heads * head_dim, DTYPE_BYTES[dtype])
     window, windowed = windows(config, layers) if family.kind == "decoder" else (0, 0)
     return Profile(
         model=model.name,
@@ -103,10 +110,11 @@ def profile(model: Model) -> Profile:
         expert_parameters=experts.parameters,
         expert_share=experts.share,
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
-        kv_bytes_per_token=0 if family.kind in ("encoder", "diffusion") else kv_bytes,
+        kv_bytes_per_token=kv_bytes,
         state_bytes=kept.bytes,
         window=window,
         windowed_layers=windowed,
+        cached_layers=differing,
         shipped=model.weights.kind,
         published=model.weights.published,
         widened=model.weights.widened,
@@ -114,6 +122,13 @@ def profile(model: Model) -> Profile:
         estimated=tuple(sizes.estimated),
         unembedded=() if family.kind == "diffusion" else tokens_without_embedding(model),
     )
+
+
+def _kv_bytes(family: Family, differing: tuple[CachedLayers, ...], numbers: int, item: int) -> int:
+    """Bytes of a token's keys and values in all layers, of so many numbers of keys unless layers differ."""
+    if family.kind in ("encoder", "diffusion"):
+        return 0
+    return 2 * item * (sum(each.numbers for each in differing) or numbers)
 
 
 def _unknown(model: Model) -> Profile:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from mii_azure.model import configs
+from mii_azure.model.cached_layers import shapes_of_layers, shared_layers
 from mii_azure.model.families import Family, fact
 from mii_azure.model.safetensors import INPUTS, Tensor
 
@@ -26,6 +27,14 @@ class _Size(NamedTuple):
 
 
 _EMBEDDED = ("embedding_size", "word_embed_proj_dim", "hidden_size", "d_model", "n_embd", "n_embed", "dim", "emb_dim")
+_INNER = _Size(
+    re.compile(
+        r"(?:intermediate\.dense|mlp\.(?:up|gate)_proj|(?:^|\.)fc1|ffn\.lin1|dense_h_to_4h|DenseReluDense\.wi(?:_[01])?)"
+        r"\.weight$"
+    ),
+    0,
+    ("hidden_dim", "intermediate_size", "ffn_dim", "d_ff"),
+)
 _SIZES = (
     _Size(re.compile("|".join(f"(?:{re.escape(end)}$)" for end in INPUTS)), 1, _EMBEDDED),
     # Some tables begin with two rows for padding.
@@ -36,14 +45,7 @@ _SIZES = (
         (0, 2),
     ),
     _Size(re.compile(r"token_type_embeddings\.weight$"), 0, ("type_vocab_size",)),
-    _Size(
-        re.compile(
-            r"(?:intermediate\.dense|mlp\.(?:up|gate)_proj|(?:^|\.)fc1|ffn\.lin1|dense_h_to_4h|DenseReluDense\.wi(?:_[01])?)"
-            r"\.weight$"
-        ),
-        0,
-        ("hidden_dim", "intermediate_size", "ffn_dim", "d_ff"),
-    ),
+    _INNER,
 )
 _ATTENTION = re.compile(r"\.(q|k|v)_proj\.weight$")
 
@@ -60,6 +62,8 @@ def disagreements(tensors: tuple[Tensor, ...], config: dict[str, Any], family: F
     for tensor in tensors:
         for size in _SIZES:
             told = _told(size.keys, tensor.name, config, family) if size.tensors.search(tensor.name) else None
+            if told is not None and size is _INNER and _is_double(tensor.name, config, family):
+                told = f"{told[0]}, doubled,", 2 * told[1]
             if told is not None and tensor.shape[size.axis] - told[1] not in size.more:
                 yield f"{tensor.name} is {list(tensor.shape)}, and config.json's {told[0]} is {told[1]}."
         rows = _rows_of_attention(tensor.name, config, family)
@@ -98,8 +102,18 @@ def _rows_of_attention(name: str, config: dict[str, Any], family: Family) -> int
     heads, hidden = fact(config, family, "heads"), fact(config, family, "hidden_size")
     if found is None or family.kind != "decoder" or not heads or not hidden:
         return None
-    own = fact(config, family, "head_dim") or hidden // heads
-    return own * (heads if found[1] == "q" else fact(config, family, "kv_heads") or heads)
+    shape = fact(config, family, "kv_heads") or heads, fact(config, family, "head_dim") or hidden // heads
+    layers, layer = fact(config, family, "layers") or 0, _LAYER.search(name)
+    if layer and (shapes := shapes_of_layers(config, layers, *shape)):
+        shape = shapes[min(int(layer[1]), len(shapes) - 1)]
+    return shape[1] * (heads if found[1] == "q" else shape[0])
+
+
+def _is_double(name: str, config: dict[str, Any], family: Family) -> bool:
+    """True for a tensor of a layer whose MLP is twice as wide as config.json says: one that keeps no keys, if told."""
+    text, layer = configs.value(config, "text_config", dict) or config, _LAYER.search(name)
+    layers = fact(config, family, "layers") or 0
+    return bool(text.get("use_double_wide_mlp") and layer and int(layer[1]) >= layers - shared_layers(config, layers))
 
 
 def _stacks(tensors: tuple[Tensor, ...]) -> dict[str, int]:

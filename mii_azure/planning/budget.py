@@ -14,9 +14,9 @@ from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import CACHED_TASKS
 from scoring.decoder.block_pool import BLOCK
-from scoring.decoder.layer_groups import STEP_TOKENS, LayerGroups, group_layers
+from scoring.decoder.layer_groups import STEP_TOKENS, Kept, LayerGroups, group_layers
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS, LEAST_CACHE_TOKENS
-from scoring.passes.families import RECURRENT, SLICED_DECODERS, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, RECURRENT, SLICED_DECODERS, decoder_tier
 
 
 class Memory(BaseModel):
@@ -77,6 +77,7 @@ def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     """True if sequences of the model share a paged cache there, and need not be batches."""
     family = work.profile.family
     served = decoder_tier(family).tier is not None and (gpus == 1 or family in SLICED_DECODERS)
+    served = served and work.profile.widest_head <= LONGEST_HEAD
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
     return able and work.demand.paged and work.task in CACHED_TASKS and served and family not in RECURRENT
 
@@ -113,7 +114,8 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
     Requests that still run in batches (beam search, say) use the headroom, unless a share of the memory is asked for.
     """
     groups = layer_groups(work, work.context)
-    each = max(1.0, budgeted(0, groups.room * BLOCK).kv_cache / (BLOCK * work.profile.layers))  # bytes of a token
+    numbers = _kept_numbers(work.profile)
+    each = max(1.0, budgeted(0, groups.room * BLOCK).kv_cache / (BLOCK * numbers))  # bytes of a token
     least = _least_pool(work.least_context, groups)
     for spare in (1.0,) if work.demand.share else (limits.HEADROOM["cuda"], headroom):
         tokens = limits.MAX_BATCH_TOKENS["cuda"]
@@ -128,15 +130,26 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
     context = groups.longest(pool_blocks(groups, pool), _PIECE, work.context)
     groups = layer_groups(work, context)  # as the engine makes them, for that context
     most = groups.at_once(pool_blocks(groups, pool), work.demand.tokens(context), _PIECE)
-    kept = -(-pool * groups.room // work.profile.layers)  # with what no layer fills
+    kept = -(-pool * groups.room // numbers)  # with what no layer fills
     return Room(tokens, context, min(rows, most), pool), budgeted(tokens, kept)
 
 
 def layer_groups(work: Work, context: int) -> LayerGroups:
-    """Groups of the model's layers in a paged cache, by the windows that they see."""
-    profile = work.profile
-    windowed = profile.windowed_layers
-    return group_layers([0] * (profile.layers - windowed) + [profile.window] * windowed, context)
+    """Groups of the model's layers in a paged cache, by what they keep."""
+    return group_layers(_kept(work.profile), context)
+
+
+def _kept(profile: Profile) -> list[Kept]:
+    """Keys and values that each layer keeps, of those that keep any."""
+    if profile.cached_layers:
+        return [Kept(own.window, own.heads, own.head_dim) for own in profile.cached_layers for _ in range(own.layers)]
+    shape, windowed = (profile.kv_heads, profile.head_dim), profile.windowed_layers
+    return [Kept(0, *shape)] * (profile.layers - windowed) + [Kept(profile.window, *shape)] * windowed
+
+
+def _kept_numbers(profile: Profile) -> int:
+    """Numbers of a token's keys in all layers."""
+    return sum(own.heads * own.width for own in _kept(profile))
 
 
 def pool_blocks(groups: LayerGroups, pool: int) -> int:
@@ -145,8 +158,14 @@ def pool_blocks(groups: LayerGroups, pool: int) -> int:
 
 
 def seen_tokens(work: Work, tokens: int) -> int:
-    """Tokens whose keys and values a step reads of a sequence of `tokens` tokens, on average over the layers."""
+    """Tokens whose keys and values a step reads of a sequence of `tokens` tokens, on average over the layers.
+
+    More than there are where several layers read the same.
+    """
     profile = work.profile
+    if profile.cached_layers:
+        read = sum(own.read(tokens) for own in profile.cached_layers)
+        return read // sum(own.numbers for own in profile.cached_layers)
     less = max(0, tokens - profile.window) * profile.windowed_layers
     return tokens - less // profile.layers
 

@@ -44,6 +44,7 @@ def pass_decisions(spec: Spec, facts: Profile, placed: Fit, limits: Limits) -> t
         hidden_size=facts.hidden_size,
         shipped=facts.shipped,
         adapters=len(spec.adapters),
+        head_width=facts.widest_head if facts.kind == "decoder" else 0,
     )
     chosen = choose(passes, on_paper, _hardware(placed), asked)
     _require_cache(spec, [(each.name, decision) for each, decision in chosen])

@@ -15,6 +15,7 @@ from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Limits
+from scoring.decoder.layer_groups import LayerGroups
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
 from scoring.sentence.forms import COLBERT, COLBERT_FILE
 
@@ -171,6 +172,7 @@ def of_serving(work: Work, placed: Fit, bounds: Limits) -> list[Decision]:
     decisions.append(Decision(what="batch", value=_batch(facts, batch, placed), reason=_why_batch(facts, placed)))
     if room.pool:
         decisions += _of_cache(work, placed)
+    decisions += _of_cached_layers(facts)
     return [
         *decisions,
         Decision(
@@ -232,10 +234,34 @@ def _of_windows(work: Work, placed: Fit) -> list[Decision]:
         reason = f"In a context of {context:,} tokens that saves too little: they keep all, as the others do."
     elif facts.windowed_layers < facts.layers:
         reason += " The others keep all."
-        if empty := groups.room - facts.layers:
-            reason += f" Pages hold {groups.size} layers: {empty} of {groups.room} places stay empty."
+        reason += _empty(facts, groups)
     value = f"{facts.windowed_layers} of {facts.layers}, {facts.window:,} tokens"
     return [Decision(what="layers with a window", value=value, reason=reason)]
+
+
+def _empty(facts: Profile, groups: LayerGroups) -> str:
+    """Sentence on places of a paged cache that no layer fills; empty where all are filled."""
+    if facts.cached_layers:
+        share = 1 - sum(own.numbers for own in facts.cached_layers) / groups.room
+        return f" Pages are as large for layers with other heads: {share:.0%} of them stays empty." if share else ""
+    layers, places = (number // (facts.kv_heads * facts.head_dim) for number in (groups.size, groups.room))
+    empty = places - facts.layers
+    return f" Pages hold {layers} layers: {empty} of {places} places stay empty." if empty else ""
+
+
+def _of_cached_layers(facts: Profile) -> list[Decision]:
+    """Describe what layers keep of a token, where they differ in their heads or share what they keep."""
+    if not facts.cached_layers:
+        return []
+    told = [
+        f"{own.layers} with {own.heads} key-value heads of {own.head_dim}"
+        + (f" that see {own.window:,} tokens" if own.window else "")
+        for own in facts.cached_layers
+    ]
+    readers = sum(own.readers for own in facts.cached_layers)
+    shared = f" {readers} more read what the last of these keep, and keep none." if readers else ""
+    reason = f"Layers that keep keys and values: {', '.join(told)}.{shared}"
+    return [Decision(what="cache of a token", value=f"{facts.kv_bytes_per_token:,} bytes", reason=reason)]
 
 
 def _why_rows(work: Work, placed: Fit) -> str:

@@ -67,6 +67,7 @@ _TOOLS: list[dict[str, Any]] = [
     {"max_new_tokens": 24, "tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"},
     {"max_new_tokens": 4, "tools": [{"type": "function", "function": {"name": "now"}}], "parallel_tool_calls": False},
     {"max_new_tokens": 4, "chat_template_kwargs": {"enable_thinking": False}},
+    {"max_new_tokens": 4, "reasoning_effort": "none"},
     {"max_new_tokens": 4, "tool_choice": "required"},
     {"max_new_tokens": 4, "continue_final_message": True},
     {"max_new_tokens": 4, "add_generation_prompt": False},

@@ -50,7 +50,7 @@ class BlockTables:
         self.in_place = in_place
         self.pool = BlockPool(blocks)
         self.cache = PrefixCache(self.pool, windows)
-        self.copies: list[tuple[int, int]] = []  # source and target block
+        self.copies: list[tuple[int, int, int]] = []  # group, source and target block
         self.grown: list[tuple[int, int, int, int]] = []  # group, slot, number of a block in it, block
         self._groups = range(len(windows))
         # Groups with one window always have as many blocks: the first of them, the window, and their number.
@@ -63,6 +63,10 @@ class BlockTables:
     def blocks(self, slot: int) -> list[int]:
         """Blocks of a slot, group after group, each in order; without those that it gave up."""
         return self._slots[slot].own()
+
+    def room(self, slot: int) -> int:
+        """Tokens for which a slot has blocks, those of them included that it gave up."""
+        return BLOCK * len(self._slots[slot].blocks[0])
 
     def more(self, slot: int, length: int, piece: int) -> int:
         """Number of blocks beyond its own that a slot has at most until it holds `length` tokens.
@@ -145,7 +149,7 @@ class BlockTables:
         else:
             target = self._take(slot, group, number)
             self._append(slot, group, target)
-            self.copies.append((source, target))
+            self.copies.append((group, source, target))
             self.pool.drop(source, source in self.cache)
 
     def match(self, ids: Sequence[int], salt: str) -> int:

@@ -33,7 +33,7 @@ from scoring.decoder.layer_groups import STEP_TOKENS, group_layers
 from scoring.decoder.logprobs import indices
 from scoring.decoder.long_rotary import LongRotary
 from scoring.decoder.low_rank import SlotAdapters
-from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights, windows_of
+from scoring.decoder.model import DecoderModel, dequantize_weights, quantize_weights
 from scoring.decoder.open_logits import OpenLogits
 from scoring.decoder.pending import Pending, Ready
 from scoring.decoder.pool_size import pool_blocks
@@ -83,7 +83,7 @@ class Decoder:
         self.recurrent = self.model.recurrent if isinstance(self.model, GenericModel) else None  # layers' states
         self.slots = slots
         dtype = FP8 if narrow else self.model.dtype
-        self.groups = groups = group_layers([own and own + rewinds for own in windows_of(self.model)], length)
+        self.groups = groups = group_layers([own.rewound(rewinds) for own in self.model.kept], length)
         blocks = pool_blocks(self.model, groups, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
         self.max_length = groups.longest(blocks, STEP_TOKENS[self.model.device.type], length)
@@ -142,8 +142,8 @@ class Decoder:
     def _sync(self) -> None:
         """Have the device follow the tables: copy blocks, enter new ones, and give back the memory of freed ones."""
         tables = self.tables
-        for source, target in tables.copies:
-            self.state.copy(source, target)
+        for group, source, target in tables.copies:
+            self.state.copy(group, source, target)
         if not self.state.in_place and tables.grown:
             (self.state if self._cuda is None else self._cuda).extend(tables.grown)
         self.state.discard(block for block in set(tables.pool.freed) if not tables.pool.users(block))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
-from scoring.decoder.layer_groups import LayerGroups, group_layers
-from scoring.decoder.model import CachedModel, windows_of
+from scoring.decoder.layer_groups import LayerGroups, Shape, group_layers
+from scoring.decoder.model import CachedModel
 
 _NO_RESERVE = 0x4000  # Linux's MAP_NORESERVE, which Python names from 3.13 on
 FP8 = torch.float8_e4m3fn  # three bits of mantissa, up to 448
@@ -53,11 +53,18 @@ class LayerCache(NamedTuple):
     table: Tensor
 
 
+class Store(NamedTuple):
+    """Keys and values [layers of a group, KV heads, blocks + 1, 64, D] of all layers whose heads have one shape."""
+
+    keys: Tensor
+    values: Tensor
+
+
 class KVCache:
     """Tensors over slots; `lengths` counts the tokens in the cache, `tokens` is each slot's next input.
 
-    Keys and values [layers of a group, KV heads, blocks + 1, 64, D] are of any slot's tokens, and of the model's type
-    unless another is given; `table` [groups, slots + 1, width] int32 names the blocks of each; `layer` finds a layer's.
+    Keys and values, of each shape of heads, are of any slot's tokens, and of the model's type unless another is given;
+    `table` [groups, slots + 1, width] int32 names the blocks of each group; `layer` finds a layer's.
     `blocks` 0: as many as all slots need at full length; slot s then begins in group g with its own, from
     (g * slots + s) * width on, and keeps them on a CPU (`in_place`).
     """
@@ -76,14 +83,14 @@ class KVCache:
         self.slots = slots
         self.max_length = max_length
         self.width = blocks_of(max_length)
-        self.groups = groups or group_layers(windows_of(model), max_length)
+        self.groups = groups or group_layers(model.kept, max_length)
         whole = self.groups.count * slots * self.width
         self.blocks = min(blocks or whole, whole)
         self.in_place = device.type == "cpu" and self.blocks == whole
-        shape = (self.groups.size, model.kv_heads, self.blocks + 1, BLOCK, model.head_dim)
-        self._mapped: list[mmap.mmap] = []
-        self.keys = self._cache(shape, dtype, device)
-        self.values = self._cache(shape, dtype, device)
+        self.dtype = dtype
+        self._mapped: list[tuple[mmap.mmap, Shape]] = []
+        # Each shape has a place for every block, which on a CPU takes no memory until it is written.
+        self.stores = {shape: self._store(shape, device) for shape in self.groups.shapes}
         tables = (self.groups.count, rows, self.width)
         self.table = torch.full(tables, self.blocks, dtype=torch.int32, device=device)
         if self.blocks == whole:
@@ -104,22 +111,36 @@ class KVCache:
         self.long = torch.zeros(rows, dtype=torch.int32, device=device)  # 1: the second of two rotary tables
         self.adapter = torch.full((rows,), -1, dtype=torch.int32, device=device)  # for kernels; -1: the base
 
+    @property
+    def keys(self) -> Tensor:
+        """Keys of a model whose layers have heads of one shape."""
+        [store] = self.stores.values()
+        return store.keys
+
+    @property
+    def values(self) -> Tensor:
+        """Values of a model whose layers have heads of one shape."""
+        [store] = self.stores.values()
+        return store.values
+
     def layer(self, index: int) -> LayerCache:
         """Keys, values and table of a layer."""
         group, place = self.groups.places[index]
-        return LayerCache(self.keys[place], self.values[place], self.table[group])
+        store = self.stores[self.groups.shapes[group]]
+        return LayerCache(store.keys[place], store.values[place], self.table[group])
 
     def in_order(self, index: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values [KV heads, slots, tokens, D], each slot's in order, of a cache in place."""
         group, place = self.groups.places[index]
+        heads, width = self.groups.shapes[group]
         own = slice(group * self.slots * self.width, (group + 1) * self.slots * self.width)
-        shape = (self.keys.shape[1], self.slots, -1, self.keys.shape[-1])
-        return self.keys[place, :, own].view(shape), self.values[place, :, own].view(shape)
+        keys, values = (each[place, :, own] for each in self.stores[heads, width])
+        return keys.view(heads, self.slots, -1, width), values.view(heads, self.slots, -1, width)
 
     @property
     def narrow(self) -> bool:
         """True if keys and values are kept in FP8, as they are, without a scale; else they are in the model's type."""
-        return self.keys.dtype == FP8
+        return self.dtype == FP8
 
     def open(self, slot: int, sampling: SamplingParams, long: bool = False) -> None:
         """Empty a slot, set its sampling parameters and which of two rotary tables it uses.
@@ -153,34 +174,39 @@ class KVCache:
         told = torch.tensor(self.entries(grown), dtype=torch.int64, device=self.table.device)
         self.table.view(-1)[told[:, 0]] = told[:, 1].int()
 
-    def copy(self, source: int, target: int) -> None:
-        """Copy a block's keys and values to another block."""
-        for cache in (self.keys, self.values):
+    def copy(self, group: int, source: int, target: int) -> None:
+        """Copy a group's block, keys and values, to another block."""
+        for cache in self.stores[self.groups.shapes[group]]:
             cache[:, :, target] = cache[:, :, source]
 
     def discard(self, blocks: Iterable[int]) -> None:
         """Give back the memory of blocks, if the platform can; their contents are lost."""
         if not self._mapped:
             return
-        size = self.keys[0, 0, 0].nbytes
-        for start, end in _runs(sorted(blocks)):
-            for row in range(self.keys.shape[0] * self.keys.shape[1]):
-                begin = (row * (self.blocks + 1) + start) * size
-                first, last = -(-begin // mmap.PAGESIZE), (begin + (end - start) * size) // mmap.PAGESIZE
-                for mapped in self._mapped if first < last else ():
-                    mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
+        runs = list(_runs(sorted(blocks)))
+        for mapped, (heads, width) in self._mapped:
+            size = BLOCK * width * self.dtype.itemsize
+            for row in range(self.groups.layers((heads, width)) * heads):
+                for start, end in runs:
+                    begin = (row * (self.blocks + 1) + start) * size
+                    first, last = -(-begin // mmap.PAGESIZE), (begin + (end - start) * size) // mmap.PAGESIZE
+                    if first < last:
+                        mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
-    def _cache(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Cache tensor of zeros."""
+    def _store(self, shape: Shape, device: torch.device) -> Store:
+        """Keys and values of zeros."""
+        heads, width = shape
+        size = (self.groups.layers(shape), heads, self.blocks + 1, BLOCK, width)
         if device.type != "cpu" or sys.platform != "linux":
-            return torch.zeros(shape, dtype=dtype, device=device)
+            return Store(*(torch.zeros(size, dtype=self.dtype, device=device) for _ in range(2)))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
-        self._mapped.append(mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=flags))
-        return torch.frombuffer(self._mapped[-1], dtype=dtype).view(shape)
+        mapped = [mmap.mmap(-1, math.prod(size) * self.dtype.itemsize, flags=flags) for _ in range(2)]
+        self._mapped += [(each, shape) for each in mapped]
+        return Store(*(torch.frombuffer(each, dtype=self.dtype).view(size) for each in mapped))
 
     def bytes(self) -> int:
-        """Size of the cache in bytes."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        """Most bytes of keys and values that blocks hold."""
+        return 2 * (self.blocks + 1) * self.groups.size * BLOCK * self.dtype.itemsize
 
 
 def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:

@@ -1,13 +1,14 @@
 """Groups of layers that share a block table, so that layers that see a window keep no more than it.
 
-A block of the cache holds 64 tokens' keys and values for the layers of one group, all of which see equally far. A
-sequence has a table and blocks of its own in each group: those before a window go back, those of other groups stay. All
-groups take their blocks from one pool, in which each has room for as many layers as the largest group has.
+A block of the cache holds 64 tokens' keys and values for the layers of one group, all of which see equally far and have
+heads of one shape. A sequence has a table and blocks of its own in each group: those before a window go back, those of
+other groups stay. All groups take their blocks from one pool, of as much room as the largest group needs.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
 
@@ -16,14 +17,36 @@ STEP_TOKENS = {"cpu": 128, "cuda": 8192}
 _TYPICAL = 4  # windows: a sequence of that length is what groups are made for
 _FEW = 1.05  # of the least memory that such a sequence can take; within it, the fewest groups
 
+Shape = tuple[int, int]  # heads of keys and values, and numbers of each
+
+
+class Kept(NamedTuple):
+    """Keys and values that a layer keeps of a sequence: of so many heads, as far as its window."""
+
+    window: int  # keys that a token sees, itself included; 0 is all
+    heads: int = 1
+    width: int = 1  # numbers of a head
+    source: int = -1  # layer whose keys and values it reads, and keeps none of its own; -1: it keeps them
+
+    @property
+    def shape(self) -> Shape:
+        """Heads, and their width."""
+        return self.heads, self.width
+
+    def rewound(self, tokens: int) -> "Kept":
+        """The same for sequences that may be set back by so many tokens."""
+        return self._replace(window=self.window and self.window + tokens)
+
 
 @dataclass(frozen=True)
 class LayerGroups:
-    """Groups of up to `size` layers, those that see all keys first."""
+    """Groups of layers, those that see all keys first; a layer that reads another's has that one's place."""
 
-    size: int  # layers for which a block has room
+    size: int  # numbers of a token's keys for which a block has room
     windows: tuple[int, ...]  # of each group, keys that a token sees, itself included; 0 is all
+    shapes: tuple[Shape, ...]  # of each group
     places: tuple[tuple[int, int], ...]  # of each layer: its group, and its place in it
+    readers: frozenset[int] = frozenset()  # layers that read another's keys and values, and write none
 
     @property
     def count(self) -> int:
@@ -32,8 +55,12 @@ class LayerGroups:
 
     @property
     def room(self) -> int:
-        """Number of layers for which the groups have room."""
+        """Numbers of a token's keys for which the groups have room."""
         return self.size * self.count
+
+    def layers(self, shape: Shape) -> int:
+        """Number of layers of a shape for which a block has room."""
+        return self.size // (shape[0] * shape[1])
 
     def blocks(self, tokens: int, piece: int) -> int:
         """Largest number of blocks that a sequence of `tokens` tokens has at once, of which `piece` are computed."""
@@ -58,32 +85,46 @@ def most_of(window: int, piece: int) -> int:
     return (window + piece - 2) // BLOCK + 2 if window else 1 << 40
 
 
-def group_layers(windows: Sequence[int], length: int) -> LayerGroups:
-    """Groups of layers with these windows (0: all keys), for sequences of up to `length` tokens.
+def group_layers(layers: Sequence[Kept], length: int) -> LayerGroups:
+    """Groups of layers that keep these keys and values, for sequences of up to `length` tokens.
 
-    Of groups of every size those that take the least memory, blocks that no layer fills included; but no more groups
-    than it takes to come near that.
+    Of groups of every size those that take the least memory, room that no layer fills included; but no more groups than
+    it takes to come near that.
     """
-    own = [window if window < length else 0 for window in windows]
-    kinds = Counter(own)
-    typical = min(length, _TYPICAL * max(own))
-    together = LayerGroups(len(own), (0 if kinds[0] else max(own),), tuple((0, place) for place in range(len(own))))
-    tried = [together]
-    tried += [of_size(own, size) for size in range(1, max(kinds.values()) + 1)] if len(kinds) > 1 else []
+    own = [layer._replace(window=layer.window if layer.window < length else 0) for layer in layers]
+    writing = [layer for layer in own if layer.source < 0]
+    kinds, longest = Counter(writing), max(layer.window for layer in writing)
+    tried = []
+    if len({layer.shape for layer in writing}) == 1:
+        window = longest if all(layer.window for layer in writing) else 0
+        together = [layer._replace(window=window) for layer in own]
+        tried.append(of_size(together, sum(layer.heads * layer.width for layer in writing)))
+    if len(kinds) > 1:
+        sizes = {number * kind.heads * kind.width for kind, count in kinds.items() for number in range(1, count + 1)}
+        least = max(kind.heads * kind.width for kind in kinds)
+        tried += [of_size(own, size) for size in sorted(sizes) if size >= least]
+    typical = min(length, _TYPICAL * longest or length)
     taken = [each.size * each.blocks(typical, 1) for each in tried]
     near = [number for number, memory in enumerate(taken) if memory <= _FEW * min(taken)]
     return tried[min(near, key=lambda number: (tried[number].count, taken[number]))]
 
 
-def of_size(windows: Sequence[int], size: int) -> LayerGroups:
-    """Groups of up to `size` layers with one window each."""
-    firsts, made = dict[int, int](), list[int]()
-    for window, layers in sorted(Counter(windows).items()):
-        firsts[window] = len(made)
-        made += [window] * -(-layers // size)
-    seen, places = Counter[int](), []
-    for window in windows:
-        group, place = divmod(seen[window], size)
-        places.append((firsts[window] + group, place))
-        seen[window] += 1
-    return LayerGroups(size, tuple(made), tuple(places))
+def of_size(layers: Sequence[Kept], size: int) -> LayerGroups:
+    """Groups of layers with one window and shape each, whose blocks have room for `size` numbers of a token's keys."""
+    writing = [layer for layer in layers if layer.source < 0]
+    firsts, made = dict[Kept, int](), list[Kept]()
+    for kind, count in sorted(Counter(writing).items()):
+        firsts[kind] = len(made)
+        made += [kind] * -(-count // (size // (kind.heads * kind.width)))
+    seen, places = Counter[Kept](), list[tuple[int, int]]()
+    for layer in layers:
+        if layer.source >= 0:
+            places.append(places[layer.source])
+            continue
+        group, place = divmod(seen[layer], size // (layer.heads * layer.width))
+        places.append((firsts[layer] + group, place))
+        seen[layer] += 1
+    readers = frozenset(number for number, layer in enumerate(layers) if layer.source >= 0)
+    return LayerGroups(
+        size, tuple(kind.window for kind in made), tuple(kind.shape for kind in made), tuple(places), readers
+    )

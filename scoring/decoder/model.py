@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder.layer_groups import Kept
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.lora.bank import GroupedLowRank
 from scoring.quantization.int8 import quantize_per_row
@@ -194,11 +195,8 @@ class CachedModel(Protocol):
     def dtype(self) -> torch.dtype: ...
     @property
     def device(self) -> torch.device: ...
-
-
-def windows_of(model: CachedModel) -> list[int]:
-    """Keys that a token sees in each layer, itself included; 0 is all, also of a model without attention."""
-    return [layer.attention.window for layer in model.layers] or [0]
+    @property
+    def kept(self) -> list[Kept]: ...
 
 
 @dataclass
@@ -227,6 +225,11 @@ class DecoderModel:
     max_positions: int = 0  # 0: no bound
     steady: int = 0  # tokens above which a sequence uses the rotary tables' second part; 0: there is none
     team: TensorParallelGroup | None = None  # the ranks that hold the other parts
+
+    @property
+    def kept(self) -> list[Kept]:
+        """Keys and values that each layer keeps of a sequence."""
+        return [Kept(layer.attention.window, self.kv_heads, self.head_dim) for layer in self.layers]
 
     @property
     def hidden(self) -> int:

@@ -92,7 +92,7 @@ def unfit(model: Any, state: KVCache) -> str:
         return "the products are transformers' own (generic tier)"
     if model.dtype != torch.float32 or model.team is not None:
         return "its step on a CPU is for whole models in float32"
-    if state.keys.dtype != torch.float32:
+    if state.dtype != torch.float32:
         return "its step on a CPU reads keys and values in float32 only"
     if model.head_dim > _LONGEST_HEAD:
         return f"its step takes heads of up to {_LONGEST_HEAD}, not of {model.head_dim}"

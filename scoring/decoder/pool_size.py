@@ -44,7 +44,7 @@ def memory_room(free: int, total: int, share: float) -> int:
 
 def block_bytes(model: CachedModel, groups: LayerGroups, item: int = 0) -> int:
     """Size of one block's keys and values in all layers of a group, of numbers of `item` bytes; 0: as in the model."""
-    return 2 * groups.size * model.kv_heads * BLOCK * model.head_dim * (item or model.dtype.itemsize)
+    return 2 * groups.size * BLOCK * (item or model.dtype.itemsize)
 
 
 def scratch_bytes(model: CachedModel, slots: int, length: int) -> int:

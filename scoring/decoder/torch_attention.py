@@ -54,17 +54,18 @@ class StepAttention:
         self._longest = longest
         self._places = places(state, slots, self.positions)
         self._rows = _rows(slots)
-        self._masks: dict[int, Tensor] = {}
+        self._masks: dict[tuple[int, int], Tensor] = {}
 
     def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of a layer for q [B, heads, D], k and v [B, kv_heads, D]: [B, heads * D]."""
         layer = self.model.layers[index].attention
         keys, values = _updated(self.state, index, self._places, k, v, self._rows, self._longest)
-        if layer.window not in self._masks:
-            self._masks[layer.window] = _step_mask(self.model, self.positions, self._longest, layer.window)
         # Queries that share keys are rows of one product, so that keys are not repeated.
-        shared = q.view(len(q), self.model.kv_heads, -1, self.model.head_dim)
-        return attention(layer, shared, keys, values, self._masks[layer.window]).flatten(1)
+        shared = q.view(len(q), k.shape[1], -1, q.shape[-1])
+        kind = layer.window, shared.shape[2]
+        if kind not in self._masks:
+            self._masks[kind] = _step_mask(self.model, self.positions, self._longest, *kind)
+        return attention(layer, shared, keys, values, self._masks[kind]).flatten(1)
 
 
 def places(state: KVCache, slots: Tensor | int, positions: Tensor) -> Tensor:
@@ -83,13 +84,14 @@ def write(cache: Tensor, places: Tensor, new: Tensor) -> None:
 def _updated(
     state: KVCache, index: int, at: Tensor, k: Tensor, v: Tensor, rows: Tensor | slice, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Write a layer's keys and values [T, KV, D] of tokens at places [G, T].
+    """Write a layer's keys and values [T, KV, D] of tokens at places [G, T], if it keeps its own.
 
     Returns those of the first tokens of slots, [B, KV, length, D]: views if blocks are in place, and of k's type.
     """
     cache, own = state.layer(index), at[state.groups.places[index][0]]
-    write(cache.keys, own, k)
-    write(cache.values, own, v)
+    if index not in state.groups.readers:
+        write(cache.keys, own, k)
+        write(cache.values, own, v)
     if state.in_place:
         keys, values = (each[:, rows, :length].transpose(0, 1) for each in state.in_order(index))
     else:
@@ -116,12 +118,12 @@ def _mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Te
     return bias.masked_fill(hidden, -math.inf).to(model.dtype)
 
 
-def _step_mask(model: CachedModel, positions: Tensor, length: int, window: int) -> Tensor:
-    """Mask, added: [B, 1 or kv_heads, queries per key head or 1, length] for one query at each of positions [B]."""
+def _step_mask(model: CachedModel, positions: Tensor, length: int, window: int, shared: int) -> Tensor:
+    """Mask, added: [B, 1 or kv_heads, queries `shared` by a key head, length], for one query at each position [B]."""
     mask = _mask(model, positions[:, None], length, window)
     assert mask is not None
     if mask.shape[1] == 1:
-        return mask.expand(-1, -1, model.heads // model.kv_heads, -1)
+        return mask.expand(-1, -1, shared, -1)
     return mask.view(len(mask), model.kv_heads, -1, length)
 
 

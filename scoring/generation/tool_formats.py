@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from scoring.generation import tagged_calls
+from scoring.generation.tagged_calls import GLM, QWEN, Tags
 from scoring.schema.structured import Constraint
 from scoring.schema.tools import Tool
 
-FormatName = Literal["hermes", "mistral", "llama3", "json"]
+FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "json"]
 THINK = ("<think>", "</think>")
 _MOST_CALLS = 16  # of one answer that must call: a model that is lost would go on until its tokens end
 _BLANKS = "BLANKS: /[ \\n]{0,2}/"
@@ -25,6 +27,20 @@ class ToolFormat:
     end: str = ""
     key: str = "arguments"
     listed: bool = False  # all calls in one JSON list
+    tags: Tags | None = None  # of a call that is no JSON
+
+    @property
+    def opening(self) -> str:
+        """Text at which a call begins; empty where its name is at once behind the mark."""
+        return "{" if self.tags is None else self.tags.begin
+
+    def start(self, text: str) -> int | None:
+        """Index at which a call begins in the text behind a mark; -1 if none does, None if more has to come."""
+        begun = text.lstrip(" \n[" if self.tags is None else " \n")
+        at = len(text) - len(begun)
+        if not self.opening:
+            return None if not begun else at if begun[0].isalnum() or begun[0] == "_" else -1
+        return at if begun.startswith(self.opening) else None if self.opening.startswith(begun) else -1
 
 
 _FORMATS = (
@@ -33,13 +49,19 @@ _FORMATS = (
     ToolFormat("llama3", "<|python_tag|>", key="parameters"),
 )
 _PLAIN = ToolFormat("json")
+_QWEN = ToolFormat("qwen_xml", "<tool_call>", "</tool_call>", tags=QWEN)
+_GLM = ToolFormat("glm", "<tool_call>", "</tool_call>", tags=GLM)
 
 
 def tool_format(template: str) -> ToolFormat | None:
     """The form that a chat template teaches, JSON where it teaches no known one; None if it takes no tools."""
     if not re.search(r"\btools\b", template):
         return None
-    if "<function=" in template or "[ARGS]" in template:  # neither of XML nor of names outside the JSON
+    if QWEN.begin in template and QWEN.key in template:
+        return _QWEN
+    if GLM.key in template:
+        return _GLM
+    if QWEN.begin in template or "[ARGS]" in template:  # names outside the JSON
         return _PLAIN
     if known := [each for each in _FORMATS if each.begin in template]:
         return known[0]
@@ -117,10 +139,14 @@ def _calls(form: ToolFormat, tools: Sequence[Tool]) -> list[str]:
     if form.end:
         rules.append(f"marked: {_quoted(form.begin)} BLANKS call BLANKS {_quoted(form.end)}")
     for at, tool in enumerate(tools):
+        options = {"lenient": not _exact(tool), "coerce_one_of": not _exact(tool)}
+        guidance = {"whitespace_pattern": "[ \\n]{1,16}", **options}
+        if form.tags is not None:
+            rules += tagged_calls.rules(form.tags, at, tool, guidance)
+            continue
         name = f'{_quoted(json.dumps("name"))} ":" BLANKS {_quoted(json.dumps(tool.function.name))} BLANKS "," BLANKS'
         rules.append(f'call{at}: "{{" BLANKS {name} {_quoted(json.dumps(form.key))} ":" BLANKS given{at} BLANKS "}}"')
-        options = {"lenient": not _exact(tool), "coerce_one_of": not _exact(tool)}
-        guided = {**_schema(tool), "x-guidance": {"whitespace_pattern": "[ \\n]{1,16}", **options}}
+        guided = {**_schema(tool), "x-guidance": guidance}
         rules.append(f"given{at}: %json {json.dumps(guided)}")
     return rules
 

@@ -87,6 +87,14 @@ typedef __m256 Floats;
 #endif
 #endif
 
+#ifdef PAIRS
+enum { TOGETHER = 4 }; // rows whose sums stay in registers
+// Has the compiler end a sum before it begins the next: of many at once some would lie in memory.
+#define ADD_TO(sum, how, more) __asm__ volatile(how " %1, %0, %0" : "+x"(sum) : "x"(more))
+#else
+enum { TOGETHER = ROWS };
+#endif
+
 // Threads -----------------------------------------------------------------------------------------------------------
 
 // Inputs of a product, of each thread, by unit: numbers [units, ROWS, UNIT], their scales, and the sums of halves.
@@ -218,6 +226,7 @@ INLINE int32_t four(const void *at) {
 }
 
 #ifdef OF
+#ifdef DOTS
 // What whole sums of WIDE outputs begin with: what zero points take from the products of half a unit, of int8 a unit.
 INLINE Ints begin(const int format, const int32_t *sums, const int half, Ints zero) {
     if (format == INT8) return OF(set1_epi32)(-128 * (sums[0] + sums[1]));
@@ -230,7 +239,6 @@ INLINE void multiply(const int format, const int rows, const uint8_t *w, const i
     const int8_t *q = in->q + at * UNIT + half * UNIT / 2;
     const int32_t *sums = in->sums + at * 2;
     const Ints low = OF(set1_epi8)(15);
-#ifdef DOTS
     for (int b = 0; b < rows && !(format == INT8 && half); b++) sum[b] = begin(format, sums + b * 2, half, zero);
 #pragma GCC unroll 1
     for (int j = 0; j < UNIT / 2 / QUAD; j++) {
@@ -239,36 +247,98 @@ INLINE void multiply(const int format, const int rows, const uint8_t *w, const i
         for (int b = 0; b < rows; b++)
             sum[b] = OF(dpbusd_epi32)(sum[b], numbers, OF(set1_epi32)(four(q + b * UNIT + j * QUAD)));
     }
-#else
-    if (format == INT8) { // whose pairs of products exceed int16
-        for (int b = 0; b < rows && !half; b++) sum[b] = begin(format, sums + b * 2, half, zero);
-        const int16_t *wide = in->wide + at * UNIT + half * UNIT / 2;
+}
+#endif
+
+#ifdef PAIRS
+// Whole sums of a unit of int8, of two vectors of outputs at once. Octets are widened to int16, as pairs of their
+// products exceed it.
+INLINE void multiply_int8(const int rows, const uint8_t *w, const Inputs *in, int64_t at, Ints sum[][ROWS]) {
+    const int16_t *wide = in->wide + at * UNIT;
+    const Ints low = OF(set1_epi16)(255);
+    for (int v = 0; v < TILE / WIDE; v++)
+        for (int b = 0; b < rows; b++) sum[v][b] = OF(setzero_si256)();
 #pragma GCC unroll 1
-        for (int j = 0; j < UNIT / 2 / QUAD; j++) {
-            const Ints numbers = LOAD(w + (half * UNIT / 2 / QUAD + j) * TILE * QUAD);
-            const Ints even = AND(numbers, OF(set1_epi16)(255)), odd = OF(srli_epi16)(numbers, 8);
-            for (int b = 0; b < rows; b++) {
-                const int16_t *own = wide + b * UNIT + j * QUAD;
-                sum[b] = OF(add_epi32)(sum[b], OF(madd_epi16)(even, OF(set1_epi32)(four(own))));
-                sum[b] = OF(add_epi32)(sum[b], OF(madd_epi16)(odd, OF(set1_epi32)(four(own + 2))));
+    for (int j = 0; j < UNIT / QUAD; j++, w += TILE * QUAD) {
+        Ints even[TILE / WIDE], odd[TILE / WIDE];
+        for (int v = 0; v < TILE / WIDE; v++) {
+            const Ints numbers = LOAD(w + v * WIDE * QUAD);
+            even[v] = AND(numbers, low), odd[v] = OF(srli_epi16)(numbers, 8);
+        }
+        for (int b = 0; b < rows; b++) {
+            const int16_t *own = wide + b * UNIT + j * QUAD;
+            const Ints first = OF(set1_epi32)(four(own)), second = OF(set1_epi32)(four(own + 2));
+            for (int v = 0; v < TILE / WIDE; v++) {
+                ADD_TO(sum[v][b], "vpaddd", OF(madd_epi16)(even[v], first));
+                ADD_TO(sum[v][b], "vpaddd", OF(madd_epi16)(odd[v], second));
             }
         }
-        return;
     }
-    Ints pairs[ROWS]; // eight times 2 * 15 * 127 is within int16
-    for (int b = 0; b < rows; b++) pairs[b] = OF(setzero_si256)();
-#pragma GCC unroll 1
-    for (int j = 0; j < UNIT / 2 / QUAD; j++) {
-        const Ints numbers = LOAD(w + j * TILE * QUAD), own = AND(half ? OF(srli_epi16)(numbers, 4) : numbers, low);
-        for (int b = 0; b < rows; b++) {
-            const Ints inputs = OF(set1_epi32)(four(q + b * UNIT + j * QUAD));
-            pairs[b] = OF(add_epi16)(pairs[b], OF(maddubs_epi16)(own, inputs));
-        }
-    }
-    for (int b = 0; b < rows; b++)
-        sum[b] = OF(add_epi32)(begin(format, sums + b * 2, half, zero), OF(madd_epi16)(pairs[b], OF(set1_epi16)(1)));
-#endif
 }
+
+// Whole sums of both halves of a unit of int4, of some vectors of outputs at once, from octets at w on. Eight products
+// of 2 * 15 * 127 are within int16.
+INLINE void multiply_int4(const int rows, const int vectors, const uint8_t *w, const Inputs *in, int64_t at,
+                          Ints sum[][2][ROWS]) {
+    const int8_t *q = in->q + at * UNIT;
+    const Ints low = OF(set1_epi8)(15), one = OF(set1_epi16)(1);
+    for (int i = 0; i < vectors * 2 * rows; i++) sum[i / rows / 2][i / rows % 2][i % rows] = OF(setzero_si256)();
+#pragma GCC unroll 1
+    for (int j = 0; j < UNIT / 2 / QUAD; j++, w += TILE * QUAD, q += QUAD) {
+        Ints own[2][2];
+        for (int v = 0; v < vectors; v++) {
+            const Ints numbers = LOAD(w + v * WIDE * QUAD);
+            own[v][0] = AND(numbers, low), own[v][1] = AND(OF(srli_epi16)(numbers, 4), low);
+        }
+        for (int b = 0; b < rows; b++)
+            for (int half = 0; half < 2; half++) {
+                const Ints inputs = OF(set1_epi32)(four(q + b * UNIT + half * UNIT / 2));
+                for (int v = 0; v < vectors; v++)
+                    ADD_TO(sum[v][half][b], "vpaddw", OF(maddubs_epi16)(own[v][half], inputs));
+            }
+    }
+    for (int i = 0; i < vectors * 2 * rows; i++) {
+        Ints *whole = &sum[i / rows / 2][i / rows % 2][i % rows];
+        *whole = OF(madd_epi16)(*whole, one);
+    }
+}
+
+// Add the products of a unit of int8 to sums acc [vectors, rows].
+INLINE void add_int8(const int rows, const uint8_t *w, const Inputs *in, int64_t at, Floats acc[][ROWS]) {
+    Ints sum[TILE / WIDE][ROWS];
+    multiply_int8(rows, w, in, at, sum);
+    for (int b = 0; b < rows; b++) {
+        const int32_t *sums = in->sums + (at + b) * 2;
+        const Ints taken = OF(set1_epi32)(128 * (sums[0] + sums[1]));
+        const Floats scale = OF(set1_ps)(in->scale[at + b]);
+        for (int v = 0; v < TILE / WIDE; v++)
+            acc[v][b] = OF(fmadd_ps)(OF(cvtepi32_ps)(OF(sub_epi32)(sum[v][b], taken)), scale, acc[v][b]);
+    }
+}
+
+// Add the products of unit u of int4 to sums acc [vectors, rows].
+INLINE void add_int4(const int format, const int rows, const uint8_t *w, const Product *p, int u, const float *scales,
+                     const float *zeros, const Inputs *in, int64_t at, Floats acc[][ROWS]) {
+    const int vectors = rows > 2 ? 1 : TILE / WIDE; // as many as keep their sums in registers
+    for (int v = 0; v < TILE / WIDE; v += vectors) {
+        Ints sum[TILE / WIDE][2][ROWS];
+        multiply_int4(rows, vectors, w + v * WIDE * QUAD, in, at, sum);
+        for (int i = 0; i < vectors; i++)
+            for (int half = 0; half < 2; half++) {
+                const int64_t own = group_of(p, 2 * u + half) * TILE + (v + i) * WIDE;
+                const Floats scale = OF(loadu_ps)(scales + own);
+                const Ints zero = format == INT4_ZERO ? OF(cvtps_epi32)(OF(loadu_ps)(zeros + own)) : OF(set1_epi32)(8);
+                for (int b = 0; b < rows; b++) {
+                    const Ints inputs = OF(set1_epi32)(in->sums[(at + b) * 2 + half]);
+                    const Ints taken = format == INT4_ZERO ? OF(mullo_epi32)(zero, inputs) : OF(slli_epi32)(inputs, 3);
+                    const Floats whole = OF(cvtepi32_ps)(OF(sub_epi32)(sum[i][half][b], taken));
+                    const Floats both = OF(mul_ps)(OF(set1_ps)(in->scale[at + b]), scale);
+                    acc[v + i][b] = OF(fmadd_ps)(whole, both, acc[v + i][b]);
+                }
+            }
+    }
+}
+#endif
 #endif
 
 // Sums of a tile of outputs of an int8 or int4 weight from output n on, for `rows` inputs from `first` on. What zero
@@ -285,6 +355,10 @@ INLINE void narrow(const int format, const int rows, const Product *p, int n, co
         for (int b = 0; b < rows; b++) acc[v][b] = OF(setzero_ps)();
     for (int u = 0; u < units; u++, w += size) {
         const int64_t at = (int64_t)u * ROWS + first;
+#ifdef PAIRS
+        if (format == INT8) add_int8(rows, w, in, at, acc);
+        else add_int4(format, rows, w, p, u, scales, zeros, in, at, acc);
+#else
         for (int v = 0; v < TILE / WIDE; v++) {
             Ints sum[ROWS];
             for (int half = 0; half < 2; half++) {
@@ -299,6 +373,7 @@ INLINE void narrow(const int format, const int rows, const Product *p, int n, co
                 }
             }
         }
+#endif
     }
     for (int v = 0; v < TILE / WIDE; v++)
         for (int b = 0; b < rows; b++) {
@@ -337,12 +412,16 @@ INLINE void narrow(const int format, const int rows, const Product *p, int n, co
 
 #define CASE(format, rows) \
     case (format) * 16 + (rows): narrow(format, rows, p, n, in, first, found); break;
+#ifdef PAIRS
+#define CASES(format) CASE(format, 1) CASE(format, 2) CASE(format, 4)
+#else
 #define CASES(format) CASE(format, 1) CASE(format, 2) CASE(format, 4) CASE(format, 8)
+#endif
 
 // Sums of a tile for all rows, in powers of two, the later of which read the tile again from a near cache.
 static void tile(const Product *p, int rows, int n, const Inputs *in, float found[][TILE]) {
     const int format = p->format == INT4 && p->zero ? INT4_ZERO : p->format;
-    for (int first = 0, now = ROWS; first < rows; first += now) {
+    for (int first = 0, now = TOGETHER; first < rows; first += now) {
         while (now > rows - first) now /= 2;
         switch (format * 16 + now) { CASES(INT8) CASES(INT4) CASES(INT4_ZERO) }
     }

@@ -66,10 +66,12 @@ class Facts:
     hidden_size: int
     adapters: int = 0  # served beside the model
     shipped: str = ""  # "int8" if the products' weights are quantised in the model's folder
+    head_width: int = 0  # numbers of the widest head, where it is said; 0: heads divide the hidden size
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.heads if self.heads else 0
+        """Numbers of the widest head."""
+        return self.head_width or (self.hidden_size // self.heads if self.heads else 0)
 
 
 @dataclass(frozen=True)

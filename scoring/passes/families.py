@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 #: Tiers of the static decoder: adapters' own model and kernels, or transformers' modules over its cache.
 Tier = Literal["fused", "generic"]
+LONGEST_HEAD = 256  # numbers of a head that a GPU's attention kernels hold
 
 
 class Families(NamedTuple):
@@ -179,8 +180,8 @@ GENERIC_DECODE = Families(
         ),
         **dict.fromkeys(("inkling2_text", "inkling_text"), _BIAS),
         **dict.fromkeys(
-            ("axk2", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp",
-             "qwen4_exp_text"),
+            ("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4",
+             "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
             _INDEX,
         ),
         **dict.fromkeys(

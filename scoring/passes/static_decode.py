@@ -14,7 +14,7 @@ from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.draft_loading import cost_of, draft_decoder
-from scoring.passes.families import RECURRENT, Tier, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, RECURRENT, Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from scoring.decoder.decoder import Decoder
     from scoring.tensor_parallel.workers import Workers
 
-_LONGEST_HEAD = 256
 #: Largest relative error of logits against plain transformers that a cache in FP8 is served with: that of int8 weights.
 FP8_CACHE_BOUND = 5e-2
 
@@ -108,8 +107,8 @@ class StaticDecode(Pass):
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
-        if facts.head_dim > _LONGEST_HEAD:
-            return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {_LONGEST_HEAD}")
+        if facts.head_dim > LONGEST_HEAD:
+            return Applicability(False, f"heads of {facts.head_dim} exceed the attention kernel's {LONGEST_HEAD}")
         least = min(self.max_length, LEAST_CACHE_TOKENS)
         cache = (2 if self.narrow else 4) * facts.layers * facts.kv_heads * facts.head_dim * least
         degree = self.degree(facts, hardware, objective)

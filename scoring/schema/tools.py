@@ -62,3 +62,8 @@ class ToolParameters(_Strict):
     chat_template_kwargs: Annotated[dict[Name, Any], Field(max_length=32)] | None = Field(
         None, description="Variables of the chat template, such as enable_thinking."
     )
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None,
+        description="How long the model thinks: told to a chat template that knows efforts, else whether it thinks at "
+        "all; none: not.",
+    )

@@ -2,10 +2,13 @@
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError, meta
 from transformers import PreTrainedTokenizerBase
 
 from scoring.errors import InvalidInput, InvalidParameter, RequestTimeout
@@ -13,7 +16,61 @@ from scoring.limits.deadline import interrupting
 from scoring.schema.requests import ConversationalParameters, Message
 from scoring.schema.tools import Tool
 
+EFFORT = "reasoning_effort"
+_SWITCHES = ("enable_thinking", "thinking")  # variables of templates that turn a thought on and off
+_GENERATION = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # marks of training data, unknown to Jinja itself
 _OWN = {"messages", "tools", "documents"}  # variables of a template that a request sets otherwise, or not at all
+
+
+@dataclass(frozen=True)
+class ThoughtControls:
+    """Means of a chat template to steer the model's thought."""
+
+    thinks: bool  # it knows thoughts
+    switch: str | None  # its variable that turns them on and off
+    efforts: bool  # it tells the model how long to think
+
+    @classmethod
+    def of_template(cls, template: str, thinks: bool) -> "ThoughtControls":
+        """Controls that a template's variables are."""
+        names = _variables(template)
+        return cls(thinks, next((name for name in _SWITCHES if name in names), None), EFFORT in names)
+
+    def variables(self, parameters: ConversationalParameters) -> dict[str, Any]:
+        """Variables of the template as a request asks; raises InvalidParameter for an effort that cannot be made.
+
+        Those that it sets itself hold.
+        """
+        given, effort = parameters.chat_template_kwargs or {}, parameters.reasoning_effort
+        if effort is None:
+            return given
+        made: dict[str, Any] = {self.switch: effort != "none"} if self.switch else {}
+        if self.efforts and (effort != "none" or not self.switch):
+            made[EFFORT] = effort
+        if not made and self.thinks and effort == "none":
+            raise InvalidParameter(
+                "The model's chat template cannot turn its thought off.", "Leave it out.", where=f"parameters.{EFFORT}"
+            )
+        if not made and not self.thinks and effort != "none":
+            raise InvalidParameter(
+                "The model's chat template knows no thought.",
+                'Leave it out, or send "none".',
+                where=f"parameters.{EFFORT}",
+            )
+        return {**made, **given}
+
+    def off(self, variables: Mapping[str, Any]) -> bool:
+        """Return True if the variables turn the thought off."""
+        return self.switch is not None and variables.get(self.switch) is False
+
+
+def _variables(template: str) -> set[str]:
+    """Names that a template reads and does not set itself; none of one that Jinja cannot read."""
+    jinja = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=False)  # noqa: S701  # read, never rendered
+    try:
+        return meta.find_undeclared_variables(jinja.parse(_GENERATION.sub("", template)))
+    except TemplateSyntaxError:
+        return set()
 
 
 def render(

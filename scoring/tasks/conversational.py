@@ -7,6 +7,7 @@ from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
+from scoring.generation.tagged_calls import typed
 from scoring.generation.tool_formats import (
     THINK,
     argument_schemas,
@@ -23,7 +24,7 @@ from scoring.schema.requests import ConversationalParameters, Message
 from scoring.schema.structured import Constraint, constraint_of
 from scoring.schema.tools import Tool, ToolChoice
 from scoring.strict_json.body import dumps, text_bytes
-from scoring.tasks.chat_template import continues, render
+from scoring.tasks.chat_template import ThoughtControls, continues, render
 from scoring.tasks.generation import Generative, Tokens
 from scoring.tasks.generation_parameters import last_of
 
@@ -45,16 +46,17 @@ class Conversational(Generative):
                 "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
             )
         template = self.tokenizer.chat_template
-        self._template = template if isinstance(template, str) else "".join(template.values())
-        self.tool_format = tool_format(self._template)
-        self.thinks = thinks(self._template)
+        written = template if isinstance(template, str) else "".join(template.values())
+        self.tool_format = tool_format(written)
+        self.thinks = thinks(written)
+        self._controls = ThoughtControls.of_template(written, self.thinks)
 
     def abilities(self) -> dict[str, Any]:
         """Kinds of content that the chat template allows beside text, for the metadata."""
-        switch = "enable_thinking" if "enable_thinking" in self._template else None
+        controls = self._controls
         return {
             "tools": self.tool_format.name if self.tool_format else None,
-            "reasoning": {"marks": THINK, "switch": switch} if self.thinks else None,
+            "reasoning": {"marks": THINK, "switch": controls.switch} if self.thinks else None,
         }
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -66,13 +68,14 @@ class Conversational(Generative):
 
     def encode(self, value: list[Message], parameters: ConversationalParameters, item: int) -> list[Row]:
         tools = self._tools(parameters)
-        variables = parameters.chat_template_kwargs or {}
+        variables = self._controls.variables(parameters)
         going_on = continues(value, parameters)
         prompt = render(self.tokenizer, value, tools, variables, item, going_on, parameters.add_generation_prompt)
-        thinking = self.thinks and not going_on and variables.get("enable_thinking") is not False
+        thinking = self.thinks and not going_on and not self._controls.off(variables)
         opened = thinking and prompt.rstrip().endswith(THINK[0])
         called = () if going_on else tuple(tool.function.name for tool in tools)
-        form = ReplyForm(thinking, opened, called, self.tool_format)
+        tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
+        form = ReplyForm(thinking, opened, called, self.tool_format, tagged)
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))

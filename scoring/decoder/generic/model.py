@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
 from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
+from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
 
@@ -23,6 +24,7 @@ class GenericLayer:
     """A layer, of which only the attention is ours; its products have no inputs, only as many outputs as it has."""
 
     attention: Attention
+    kept: Kept  # narrower values are padded to the width of keys
     parallel: bool = False
 
 
@@ -30,8 +32,8 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `head_dim` is that of queries and keys; narrower values are padded. With `recurrent` states its forwards are
-    `forward_batch`'s.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all. With
+    `recurrent` states its forwards are `forward_batch`'s.
     """
 
     family: str
@@ -57,6 +59,11 @@ class GenericModel:
     cached: str = "past_key_values"  # its forward's name for a cache
     placed: bool = True  # its forward takes positions
     scans: Sequence[nn.Module] = ()  # modules that compute a prompt in chunks
+
+    @property
+    def kept(self) -> list[Kept]:
+        """Keys and values that each layer keeps of a sequence."""
+        return [layer.kept for layer in self.layers] or [Kept(0)]  # without attention, tokens take their places alone
 
     @property
     def scratch_width(self) -> int:
@@ -100,7 +107,7 @@ class GenericModel:
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""
-        return 2 * len(self.layers) * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return 2 * sum(own.heads * own.width for own in self.kept if own.source < 0) * self.dtype.itemsize
 
 
 def own_forward(module: Any, team: TensorParallelGroup | None) -> Forward:
@@ -122,9 +129,9 @@ class _Routed:
             raise ValueError("a layer masks its attention by itself")
         index = model.places[id(module)] if model.recurrent is None else self._called  # layers may share a module
         self._called += 1
-        rows = [_rows(each, model.head_dim).to(model.dtype) for each in (q, k, v)]
-        found = self._attend(index, *rows)
-        return found.view(len(q), q.shape[2], model.heads, -1)[..., : v.shape[-1]].contiguous().to(v.dtype)
+        rows = [_rows(each, q.shape[-1]).to(model.dtype) for each in (q, k, v)]
+        found = self._attend(index, *rows).view(len(q), q.shape[2], q.shape[1], q.shape[3])
+        return found[..., : v.shape[-1]].contiguous().to(v.dtype)
 
 
 def _rows(heads: Tensor, width: int) -> Tensor:

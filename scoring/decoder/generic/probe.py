@@ -1,7 +1,7 @@
 """Finds out by one forward of a few tokens whether a model's attention is standard, and what each layer's is like."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,14 @@ from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, 
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
 from scoring.decoder.generic.proof import Differs, proven
 from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, scans_of, takes_positions
+from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.errors import LoadError
+from scoring.passes.families import LONGEST_HEAD
 
 _TOKENS = 4
-_WIDEST = 256  # heads that the kernels hold
 
 #: What layers tell their attention that changes nothing here, beside what `_attention` reads.
 _IGNORED = frozenset(
@@ -36,12 +37,17 @@ class Unlike(Exception):
 
 @dataclass
 class _Call:
-    """Attention call of a layer: shapes of queries [H, D] and of values [KV, D], and what it means."""
+    """Attention call of a layer: its queries, keys and values [1, heads, T, D], and what it means."""
 
     module: Any
-    queries: tuple[int, int]
-    values: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
     rule: Attention
+
+    def reads(self, other: "_Call") -> bool:
+        """True if the keys and values are those of another call, and seen as far."""
+        return self.k is other.k and self.v is other.v and self.rule.window == other.rule.window
 
 
 def probe(
@@ -64,10 +70,10 @@ def probe(
 @torch.inference_mode()
 def _described(model: Any, length: int, team: TensorParallelGroup | None, slots: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
-    layers = _recurrent_layers(config, team)
-    if layers is not None and model.device.type != "cpu":
+    states = _recurrent_layers(config, team)
+    if states is not None and model.device.type != "cpu":
         raise Unlike("its layers keep recurrent states, which slots have on CPUs only")
-    attending = None if layers is None else sum(kind in ("attention", "both") for kind in kinds_of(layers))
+    attending = None if states is None else sum(kind in ("attention", "both") for kind in kinds_of(states))
     _check_config(model, config, attending != 0)
     probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
@@ -78,20 +84,20 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
     with listening(configs, probing, PROBED):
         found = own_forward(model, team)(input_ids=tokens[None], use_cache=False, return_dict=True, **placed, **asked)
     calls = probing.calls
-    if layers is None:
+    if states is None:
         _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     elif attending:
         _check_calls(calls, attending, device, repeats=True)
-    (heads, head_dim), (kv_heads, _) = (calls[0].queries, calls[0].values) if calls else ((1, 1), (1, 1))
+    layers = [GenericLayer(call.rule, kept) for call, kept in zip(calls, _kept(calls), strict=True)]
     described = GenericModel(
         family=model.config.model_type,
         module=model,
         configs=configs,
         places={id(call.module): index for index, call in enumerate(calls)},
-        layers=[GenericLayer(call.rule) for call in calls],
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
+        layers=layers,
+        heads=max((call.q.shape[1] for call in calls), default=1),
+        kv_heads=max((call.k.shape[1] for call in calls), default=1),
+        head_dim=max((call.q.shape[3] for call in calls), default=1),
         vocabulary=int(found.logits.shape[-1]),
         hidden=int(config.hidden_size),
         dtype=model.dtype,
@@ -101,12 +107,21 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
         cached=cache_name(model),
         placed=bool(placed),
     )
-    if layers is not None:
+    if states is not None:
         described.scans = scans_of(model)
-        described.recurrent = proven(described, layers, slots)
+        described.recurrent = proven(described, states, slots)
     else:
         described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
     return described
+
+
+def _kept(calls: Sequence[_Call]) -> list[Kept]:
+    """Keys and values that each layer keeps: none where it is given those of an earlier one."""
+    kept = list[Kept]()
+    for number, call in enumerate(calls):
+        source = next((earlier for earlier in range(number) if call.reads(calls[earlier])), -1)
+        kept.append(Kept(call.rule.window, call.k.shape[1], call.k.shape[3], source))
+    return kept
 
 
 def _check_config(model: Any, text: Any, attends: bool) -> None:
@@ -114,7 +129,8 @@ def _check_config(model: Any, text: Any, attends: bool) -> None:
         raise Unlike("it is an encoder-decoder")
     if attends and not takes_positions(model):
         raise Unlike("its forward takes no positions")
-    if getattr(text, "use_bidirectional_attention", False):  # which some modules follow where there is no mask
+    # Some modules follow it where there is no mask; of "vision" only the places of images see each other.
+    if getattr(text, "use_bidirectional_attention", False) not in (None, False, "vision"):
         raise Unlike("its attention is in both directions")
     rope = changing_rotary(text)
     if rope:
@@ -122,9 +138,9 @@ def _check_config(model: Any, text: Any, attends: bool) -> None:
 
 
 def _recurrent_layers(text: Any, team: TensorParallelGroup | None) -> list[Any] | None:
-    """Layers of a model's own cache if some keep recurrent states, None if all keep keys and values alone.
+    """Layers of a model's own cache if some keep recurrent states, None if they keep keys and values, or nothing.
 
-    Raises Unlike for a model whose cache keeps anything else, or another layer's.
+    Raises Unlike for a model whose cache keeps anything else.
     """
     try:
         layers = DynamicCache(config=text).layers
@@ -133,11 +149,8 @@ def _recurrent_layers(text: Any, team: TensorParallelGroup | None) -> list[Any] 
     strange = sorted({type(layer).__name__ for layer in layers} - set(KINDS))
     if strange:
         raise Unlike(f"layers keep more than their own keys and values: {', '.join(strange)}")
-    kinds = set(kinds_of(layers))
-    if kinds == {"attention"}:
+    if not set(kinds_of(layers)) & {"recurrent", "both"}:
         return None
-    if not kinds & {"recurrent", "both"}:
-        raise Unlike("layers keep more than their own keys and values: DummyLayer")
     if team is not None:
         raise Unlike("its layers keep recurrent states, which no slices over several GPUs have")
     return list(layers)
@@ -151,10 +164,17 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
         raise Unlike("a module attends more than once")
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
-    if len({(call.queries, call.values) for call in calls}) > 1:
-        raise Unlike("its layers differ in their heads")
-    if device.type == "cuda" and (calls[0].queries[1] > _WIDEST or calls[0].queries[1] % 2):
-        raise Unlike(f"heads of {calls[0].queries[1]}: the attention kernels hold even ones up to {_WIDEST}")
+    if device.type == "cuda":
+        _check_kernels({(call.q.shape[1], call.k.shape[1], call.q.shape[3]) for call in calls})
+
+
+def _check_kernels(shapes: Collection[tuple[int, int, int]]) -> None:
+    """Raise Unlike for heads that the attention kernels of a GPU do not hold."""
+    for _, _, width in sorted(shapes):
+        if width > LONGEST_HEAD or width % 2:
+            raise Unlike(f"heads of {width}: the attention kernels hold even ones up to {LONGEST_HEAD}")
+    if len(shapes) > 1:
+        raise Unlike("its layers differ in their heads: the attention kernels hold one shape")
 
 
 class CallRecorder:
@@ -179,14 +199,16 @@ class CallRecorder:
         if said.get("dropout"):
             raise Unlike("its attention drops weights at random")
         rule = _attention(q, k, said, self._window(module, mask, said))
-        heads, kv_heads = q.shape[1], v.shape[1]
-        self.calls.append(_Call(module, (heads, q.shape[3]), (kv_heads, v.shape[3]), rule))
+        self.calls.append(_Call(module, q, k, v, rule))
         found = attention(rule, q, k, torch.nn.functional.pad(v, (0, q.shape[3] - v.shape[3])), None)
         return found[..., : v.shape[3]].transpose(1, 2).contiguous()  # some models only view it
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
-            return window_of(self._masked(mask), self._length, self._device)
+            function = self._masked(mask)
+            if all(each.numel() < 2 or each.shape[-1] >= self._length for each in _looked_at(function)):
+                return window_of(function, self._length, self._device)
+            return _told_window(function, said, self._device)
         if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
             raise Unlike("its attention is not causal")
         if said.get("sliding_window"):
@@ -224,6 +246,26 @@ def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Atten
         cap=float(said.get("softcap") or 0),
         sinks=sinks,
     )
+
+
+def _looked_at(found: Any) -> Iterator[Tensor]:
+    """Tensors that a mask function has enclosed: what it knows of each token, say."""
+    if isinstance(found, Tensor):
+        yield found
+    parts = found if isinstance(found, tuple | list) else getattr(found, "__closure__", None) or ()
+    for part in parts:
+        yield from _looked_at(getattr(part, "cell_contents", part))
+
+
+def _told_window(function: MaskFunction, said: dict[str, Any], device: torch.device) -> int:
+    """Keys that each query sees by what its layer says, 0 for all, of a mask that knows one forward's tokens alone.
+
+    Text tokens have nothing to themselves in it, so that it is causal; raises Unlike where that is not so.
+    """
+    window = int(said.get("sliding_window") or 0)
+    if window_of(function, _TOKENS, device) != (window if window < _TOKENS else 0):
+        raise Unlike("its mask is not that of the window that its layers tell")
+    return window
 
 
 def window_of(function: MaskFunction, length: int, device: torch.device) -> int:

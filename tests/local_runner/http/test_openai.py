@@ -338,6 +338,46 @@ def test_fields_that_ask_for_nothing_are_taken(client: Client) -> None:
     assert got.choices[0].message.content is not None
 
 
+def test_fields_of_vllms_clients_at_their_defaults_change_nothing(client: Client) -> None:
+    chat, text = client("chat"), client("gpt2")
+    both: dict[str, Any] = {
+        "skip_special_tokens": True,
+        "spaces_between_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "use_beam_search": False,
+        "detokenize": True,
+        "return_token_ids": False,
+        "return_tokens_as_token_ids": False,
+        "bad_words": [],
+        "vllm_xargs": {},
+        "request_id": "one",
+        "guided_decoding_backend": "auto",
+    }
+    own: Any = {"model": "chat", "messages": HELLO, "max_tokens": 5}
+    more = {**both, "add_special_tokens": False, "echo": False, "include_reasoning": True, "documents": []}
+    [told, plain] = (chat.chat.completions.create(**own, extra_body=each).choices[0] for each in (more, {}))
+    assert told == plain
+    own = {"model": "gpt2", "prompt": "a fine day", "max_tokens": 5}
+    [said, bare] = (
+        text.completions.create(**own, extra_body=each).choices[0]
+        for each in ({**both, "add_special_tokens": True}, {})
+    )
+    assert said == bare
+
+
+def test_a_thought_goes_back_under_either_name(client: Client) -> None:
+    thought = "I should greet."
+    [old, new] = (
+        client("chat").chat.completions.create(
+            model="chat",
+            messages=[*HELLO, {"role": "assistant", "content": "Hi.", name: thought}, *HELLO],  # type: ignore[list-item]
+            max_tokens=4,
+        )
+        for name in ("reasoning_content", "reasoning")
+    )
+    assert old.choices == new.choices
+
+
 def test_an_answer_without_text_may_be_sent_back(client: Client) -> None:
     """As other servers, a null is no text; what a client's own objects add is empty."""
     empty, null = (

@@ -168,7 +168,9 @@ def test_tools_are_called_and_their_outputs_go_back(tools: openai.OpenAI) -> Non
         ({"tool_choice": {"type": "file_search"}}, "names a function", "tool_choice"),
         ({"max_output_tokens": 10**7}, "max_output_tokens is 10000000", "max_output_tokens"),
         ({"include": ["file_search_call.results"]}, "can be included", "include"),
-        ({"reasoning": {"effort": "high"}}, "A model thinks", "reasoning.effort"),
+        ({"reasoning": {"effort": "high"}}, "knows no thought", "reasoning.effort"),
+        ({"reasoning": {"effort": "none", "summary": "detailed"}}, "without a summary", "reasoning.summary"),
+        ({"reasoning_effort": "none"}, "is not served", "reasoning_effort"),
         ({"text": {"verbosity": "low"}}, 'holds a "format"', "text"),
         (
             {"text": {"format": {"type": "json_schema", "schema": {"not": {}}, "strict": True}}},

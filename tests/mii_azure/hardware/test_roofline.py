@@ -36,7 +36,3 @@ def test_flops_are_those_that_torch_counts() -> None:
         model(torch.ones((3, 16), dtype=torch.long))
     counted = counter.get_total_flops()
     assert roofline.flops(matrices, 2, 32, 3 * 16, 16) == counted
-
-
-def test_kv_bytes_of_llama_2_7b() -> None:
-    assert roofline.kv_bytes_per_token(32, 32, 128, 2) == 524_288

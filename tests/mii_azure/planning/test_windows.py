@@ -13,7 +13,6 @@ from mii_azure.planning.planner import family_named
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.layer_groups import STEP_TOKENS
-from scoring.decoder.model import windows_of
 from scoring.errors import DeviceFull
 from tests.mii_azure.planning.test_paged_cache import A10, H100, llama, planned, told
 from tests.scoring.decoder.test_layer_groups import MIXED, WINDOW, mixed
@@ -84,9 +83,10 @@ def test_a_plan_groups_layers_as_the_engine_does(family: str) -> None:
     model = mixed(family)
     decoder = Decoder(model, 2, 1024)
     window, count = windows(model.config.to_dict(), len(decoder.model.layers))
-    own = windows_of(decoder.model)
+    own = [layer.window for layer in decoder.model.kept]
     assert (window, count) == (WINDOW, sum(map(bool, own)))
-    work = _work(gemma(layers=len(own), window=window, windowed_layers=count))
+    heads = {"kv_heads": decoder.model.kv_heads, "head_dim": decoder.model.head_dim}
+    work = _work(gemma(layers=len(own), window=window, windowed_layers=count, **heads))
     groups = layer_groups(work, 1024)
     assert (groups.size, groups.windows) == (decoder.groups.size, decoder.groups.windows)
 

@@ -1,6 +1,7 @@
 """Decoders of which some layers see a window: these keep no more, and answers are those of plain transformers."""
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import FP8, SamplingParams
-from scoring.decoder.layer_groups import STEP_TOKENS, group_layers, most_of
+from scoring.decoder.layer_groups import STEP_TOKENS, Kept, LayerGroups, group_layers, most_of
 from scoring.errors import DeviceFull, PromptTooLong
 from scoring.generation.scheduler import Scheduler
 from scoring.generation.sequence import supports
@@ -55,6 +56,16 @@ def gemma3() -> Any:
     return mixed("gemma3_text")
 
 
+def grouped(windows: Sequence[int], length: int) -> LayerGroups:
+    """Groups of layers whose heads are alike."""
+    return group_layers([Kept(window) for window in windows], length)
+
+
+def all_together(layers: Sequence[Kept], length: int) -> LayerGroups:
+    """One group, in which no layer gives anything up."""
+    return group_layers([layer._replace(window=0) for layer in layers], length)
+
+
 def prefill(decoder: Decoder, slot: int, ids: list[int], piece: int = 90) -> None:
     for start in range(0, len(ids), piece):
         decoder.prefill(slot, ids[start : start + piece])
@@ -79,7 +90,7 @@ def test_groups_waste_little_and_are_few(
     full: int, windowed: int, window: int, size: int, counts: tuple[int, int]
 ) -> None:
     windows = [0] * full + [window] * windowed
-    groups = group_layers(windows, 131_072)
+    groups = grouped(windows, 131_072)
     assert (groups.size, groups.windows) == (size, (0,) * counts[0] + (window,) * counts[1])
     assert len(set(groups.places)) == len(windows)
     assert all(groups.windows[group] == own for (group, _), own in zip(groups.places, windows, strict=True))
@@ -91,8 +102,8 @@ def test_groups_waste_little_and_are_few(
 
 def test_there_is_one_group_where_windows_are_as_long_as_sequences() -> None:
     for length in (500, 1024, 1060):
-        assert group_layers([0, 1024, 1024], length).windows == (0,)
-    assert group_layers([512, 1024, 1024], 512).windows == (0,)
+        assert grouped([0, 1024, 1024], length).windows == (0,)
+    assert grouped([512, 1024, 1024], 512).windows == (0,)
 
 
 def test_a_window_and_a_piece_never_take_more_blocks_than_counted() -> None:
@@ -104,7 +115,7 @@ def test_a_window_and_a_piece_never_take_more_blocks_than_counted() -> None:
 
 
 def test_the_longest_sequence_is_one_that_fits() -> None:
-    groups = group_layers([0, 100, 100], 4096)
+    groups = grouped([0, 100, 100], 4096)
     for blocks in range(2, 40):
         longest = groups.longest(blocks, 128, 4096)
         assert groups.blocks(longest, 128) <= blocks
@@ -314,13 +325,13 @@ def test_sums_of_one_order_are_the_same_bits_in_groups(gemma3: Any) -> None:
 @pytest.mark.parametrize("narrow", [False, True], ids=["as the model", "FP8"])
 @torch.inference_mode()
 def test_answers_are_those_of_one_group(gemma3: Any, narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    grouped = Decoder(gemma3, 2, 1024, narrow=narrow, tokens=24 * BLOCK)
-    monkeypatch.setattr("scoring.decoder.decoder.group_layers", lambda windows, length: group_layers([0] * 4, length))
+    several = Decoder(gemma3, 2, 1024, narrow=narrow, tokens=24 * BLOCK)
+    monkeypatch.setattr("scoring.decoder.decoder.group_layers", all_together)
     whole = Decoder(gemma3, 2, 1024, narrow=narrow, tokens=24 * BLOCK)
-    assert (grouped.groups.count, whole.groups.count) == (4, 1)
-    assert grouped.state.keys.dtype == (FP8 if narrow else torch.float32)
+    assert (several.groups.count, whole.groups.count) == (4, 1)
+    assert several.state.keys.dtype == (FP8 if narrow else torch.float32)
     ids, told = prompt(gemma3, 300), []
-    for decoder in (grouped, whole):
+    for decoder in (several, whole):
         decoder.open(1, SamplingParams())
         prefill(decoder, 1, ids)
         found = [decoder.sample([1]).tokens()[0]]
@@ -339,8 +350,8 @@ def test_a_step_in_c_reads_its_layers_tables(monkeypatch: pytest.MonkeyPatch) ->
         sliding_window=WINDOW, max_window_layers=1, max_position_embeddings=1024,
     )  # fmt: skip
     ids, told = prompt(model, 300), []
-    for groups in (group_layers([0, WINDOW, WINDOW], 1024), group_layers([0, 0, 0], 1024)):
-        monkeypatch.setattr("scoring.decoder.decoder.group_layers", lambda windows, length, own=groups: own)
+    for groups in (group_layers, all_together):
+        monkeypatch.setattr("scoring.decoder.decoder.group_layers", groups)
         decoder = Decoder(model, 2, 1024, tokens=24 * BLOCK, tier="fused")
         decoder.use_int8()
         decoder.plain.use_narrow()

@@ -12,9 +12,9 @@ if not torch.cuda.is_available():
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
-from scoring.decoder.layer_groups import group_layers, most_of
+from scoring.decoder.layer_groups import most_of
 from tests.scoring.decoder.test_adapters import prompt
-from tests.scoring.decoder.test_layer_groups import MIXED, WINDOW, mixed, prefill, steps
+from tests.scoring.decoder.test_layer_groups import MIXED, WINDOW, all_together, mixed, prefill, steps
 from tests.scoring.decoder.test_paged_cache import check_greedy
 
 pytestmark = pytest.mark.gpu
@@ -58,10 +58,9 @@ def test_windowed_layers_keep_their_window_and_tokens_are_those_of_transformers(
 def test_answers_are_the_bits_of_one_group(fixed: bool, narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = mixed("gemma3_text")
     model, ids, told = deepcopy(plain).cuda(), prompt(plain, 400), []
-    whole = group_layers([0] * len(MIXED["gemma3_text"]), 1024)
     for grouped in (True, False):
         if not grouped:
-            monkeypatch.setattr("scoring.decoder.decoder.group_layers", lambda windows, length: whole)
+            monkeypatch.setattr("scoring.decoder.decoder.group_layers", all_together)
         decoder = Decoder(model, 2, 1024, tokens=24 * BLOCK, fixed=fixed, narrow=narrow)
         assert (decoder.groups.count > 1) == grouped
         found: list[Any] = []

@@ -327,7 +327,7 @@ class Written:
         return max(users) > 1
 
     def _follow(self) -> None:
-        for source, target in self.tables.copies:
+        for _, source, target in self.tables.copies:
             self.contents[target] = list(self.contents[source])
             self.owners[target] = self.owners[source]
         self.tables.copies.clear()

@@ -8,13 +8,13 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import longest_chunk, row_bytes, span_bytes
-from scoring.decoder.layer_groups import group_layers
+from scoring.decoder.layer_groups import Kept, group_layers
 from scoring.decoder.pool_size import block_bytes, pool_blocks, scratch_bytes
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
 
 GPU = 80 << 30
 CONTEXT = 131_072
-WHOLE = group_layers([0] * 28, CONTEXT)
+WHOLE = group_layers([Kept(0, 8, 128)] * 28, CONTEXT)
 
 
 def model(device: str = "cuda", least: int | None = None) -> Any:

@@ -27,7 +27,7 @@ from scoring.decoder.gemv_config import GemvTile  # noqa: E402
 from scoring.decoder.int4 import attach  # noqa: E402
 from scoring.decoder.kv_cache import KVCache, SamplingParams  # noqa: E402
 from scoring.decoder.layer_groups import of_size  # noqa: E402
-from scoring.decoder.model import quantize_weights, windows_of  # noqa: E402
+from scoring.decoder.model import quantize_weights  # noqa: E402
 from scoring.decoder.prefill import Prefiller, admit, pieces, record  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
 from scoring.quantization.loading import from_pretrained  # noqa: E402
@@ -42,7 +42,7 @@ LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the w
 
 def shuffled(model: Any, slots: int, length: int = 128, dtype: torch.dtype | None = None) -> KVCache:
     """A cache with a group for each layer, and the blocks of its slots in any order."""
-    state = KVCache(model, slots, length, dtype=dtype, groups=of_size(windows_of(model), 1))
+    state = KVCache(model, slots, length, dtype=dtype, groups=of_size(model.kept, model.kv_heads * model.head_dim))
     order = torch.randperm(state.blocks, generator=torch.Generator().manual_seed(0)).int()
     state.table[:, : state.slots] = order.view(state.groups.count, state.slots, -1).to(state.table.device)
     state.in_place = False

@@ -19,7 +19,7 @@ from scoring.decoder.adapters.builders import build  # noqa: E402
 from scoring.decoder.decode_step import Launcher  # noqa: E402
 from scoring.decoder.fixed_order import FixedPrefiller, FixedStep  # noqa: E402
 from scoring.decoder.gemv_config import GemvTile  # noqa: E402
-from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams  # noqa: E402
+from scoring.decoder.kv_cache import FP8, KVCache, SamplingParams, Store  # noqa: E402
 from scoring.decoder.prefill import Prefiller  # noqa: E402
 from scoring.decoder.torch_backend import TorchBackend  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
@@ -89,7 +89,7 @@ def test_steps_and_prompts_read_and_write_fp8(family: str, fixed: bool, tmp_path
 
 def wide(state: KVCache) -> KVCache:
     """The same state, its keys and values in float32."""
-    state.keys, state.values = state.keys.float(), state.values.float()
+    state.stores = {shape: Store(*(each.float() for each in store)) for shape, store in state.stores.items()}
     return state
 
 

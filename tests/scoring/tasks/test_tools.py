@@ -114,7 +114,8 @@ def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     made = put_together([event["token"] for event in events[:-2]])
     assert made["tool_calls"] == entry["tool_calls"]
     assert made["text"] == entry["generated_text"] == ""
-    assert len(events) > 8
+    # Between tags a value is told once it is whole.
+    assert len(events) > (8 if model.service.task.tool_format.tags is None else 4)
 
 
 def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) -> None:
@@ -169,6 +170,17 @@ def test_a_tools_schema_that_cannot_be_kept_is_refused_with_its_place(model: Ser
     model.ok(CHAT, tools=[tool], tool_choice="required", max_new_tokens=4)
 
 
+def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
+    city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
+    if model.service.task.tool_format.tags is None:
+        [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
+        assert len(json.loads(call["function"]["arguments"])["city"]) <= 4
+        return
+    error = model.refused(CHAT, tools=[tool], tool_choice="required")
+    assert error["where"] == "parameters.tools[0].function.parameters.properties.city"
+
+
 def test_a_template_without_tools_says_so(tiny: Tiny, serve: Any) -> None:
     plain = serve(tiny("llama", TASK), TASK)
     assert plain.service.metadata()["tools"] is None
@@ -200,3 +212,38 @@ def test_a_thought_is_told_apart_and_may_be_turned_off(slots: bool, tiny: Tiny, 
     assert answer["finish_reason"] == "length" or answer["generated_text"].strip().isdigit()
     for made in (model, inside):
         assert made.service.drain(20)
+
+
+_EFFORTS = [
+    # template, effort asked for, what the prompt ends with
+    (_EFFORT := "{% if reasoning_effort is defined %}effort={{ reasoning_effort }}{% endif %}", "high", "effort=high"),
+    (_EFFORT, None, "assistant\n"),
+    ("", "high", "assistant\n"),
+    ("", "none", "<think>\n\n</think>\n\n"),
+    (_EFFORT, "none", "</think>\n\n"),
+    ("{% if not (thinking | default(false)) %}</think>{% else %}<think>{% endif %}", "low", "<think>"),
+]
+
+
+@pytest.mark.parametrize(("written", "effort", "end"), _EFFORTS)
+def test_an_effort_reaches_the_template_in_its_own_words(
+    written: str, effort: str | None, end: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    switched = THINKING if "thinking" not in written else THINKING.replace("enable_thinking", "absent")
+    model = served(tiny, tmp_path, switched + "{% if add_generation_prompt %}" + written + "{% endif %}", False)
+    task = model.service.task
+    [row] = task.encode(
+        task.schema.parse_input(CHAT, ""), task.schema.parse_parameters({"reasoning_effort": effort}), 0
+    )
+    prompt = task.tokenizer.decode(row.features["input_ids"])
+    assert prompt.endswith(end) or (effort == "none" and end in prompt), prompt
+    assert model.service.drain(20)
+
+
+def test_an_effort_that_the_template_cannot_make_is_refused(tiny: Tiny, tmp_path: Path, serve: Any) -> None:
+    plain = serve(tiny("llama", TASK), TASK)
+    plain.ok(CHAT, reasoning_effort="none", max_new_tokens=2)
+    assert plain.refused(CHAT, reasoning_effort="low")["where"] == "parameters.reasoning_effort"
+    always = served(tiny, tmp_path, THINKING.replace("enable_thinking", "absent"), False)
+    assert "cannot turn" in always.refused(CHAT, reasoning_effort="none")["message"]
+    assert always.service.drain(20)
