@@ -81,9 +81,8 @@ def profile(model: Model) -> Profile:
     if model.source == "reference":
         return _unknown(model)
     sizes = _Sizes(config, family, model.weights.parameters)
-    layers = sizes.layers
+    layers, hidden, heads, vocabulary = sizes.layers, sizes.hidden, sizes.heads, sizes.vocabulary
     kept = states(config, family.name, layers) or States(sizes.kv_layers, 0)
-    hidden, heads, vocabulary = sizes.hidden, sizes.heads, sizes.vocabulary
     kv_heads = fact(config, family, "kv_heads") or heads
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"

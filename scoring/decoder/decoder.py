@@ -81,8 +81,7 @@ class Decoder:
         generic = self.tier == "generic"
         self.model = probe(hf_model, length, self.unfit, team, slots) if generic else build(hf_model, length, team)
         self.recurrent = self.model.recurrent if isinstance(self.model, GenericModel) else None  # layers' states
-        self.slots = slots
-        dtype = FP8 if narrow else self.model.dtype
+        self.slots, dtype = slots, FP8 if narrow else self.model.dtype
         self.groups = groups = group_layers([own.rewound(rewinds) for own in self.model.kept], length)
         blocks = pool_blocks(self.model, groups, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
