@@ -14,7 +14,7 @@ from scoring.generation.grammars import Grammars
 from scoring.generation.mark_texts import keep_as_text
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.tool_formats import marks_as_text, must_call, thought_marks, thought_rule, tool_format
-from scoring.schema.tools import Function, Tool
+from scoring.schema.tools import Tool
 from tests import tiny_tokenizers
 
 QUOTE = '<|"|>'
@@ -38,7 +38,8 @@ SCHEMA: dict[str, Any] = {
 
 
 def tool(name: str = "get_weather", parameters: dict[str, Any] | None = None) -> Tool:
-    return Tool(type="function", function=Function(name=name, parameters=SCHEMA if parameters is None else parameters))
+    own = SCHEMA if parameters is None else parameters
+    return Tool.model_validate({"type": "function", "function": {"name": name, "parameters": own}})
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_value_becomes_json(text: str, value: Any) -> None:
 
 
 def test_a_call_is_told_value_by_value() -> None:
-    call, told = BracedCall(QUOTE), []
+    call, told = BracedCall(QUOTE), list[str]()
     for character in 'call:get_weather{city:<|"|>Zürich, {x}<|"|>,count:3,place:{lat:1.5}}':
         assert not call.ended
         call.take(character)
