@@ -26,10 +26,11 @@ _TYPES = {
 
 
 def error_body(error: MiiAzureError) -> dict[str, Any]:
-    """Error in Anthropic's shape, with the field in its message, since it has no other place for it."""
+    """Error in Anthropic's shape, with the field in its message, where its clients show it; ours stand beside it."""
     kind = _TYPES.get(error.http_status, "invalid_request_error" if error.http_status < 500 else "api_error")
     place = f"{error.where}: " if error.where else ""
-    return {"type": "error", "error": {"type": kind, "message": f"{place}{error.message} {error.hint}".strip()}}
+    message = f"{place}{error.message} {error.hint}".strip()
+    return {"type": "error", "error": {"type": kind, "message": message, "code": error.code}}
 
 
 def begun(model: str) -> dict[str, Any]:

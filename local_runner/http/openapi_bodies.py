@@ -15,6 +15,7 @@ _READERS = (openai_requests, responses_requests, messages_requests, retrieval_re
 _TEXT = {"type": "string"}
 _TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS_OR_IDS = {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]}
 _GENERATION: dict[str, Any] = {
     "model": _TEXT,
     "stream": {"type": "boolean"},
@@ -144,7 +145,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(
         ["prompt"],
-        prompt={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+        prompt=_TEXTS_OR_IDS,
         echo={"type": "boolean"},
         logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         **_GENERATION,
@@ -189,10 +190,22 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages/count_tokens": _object(["messages"], **_TURNS),
     "/generate": _CONTINUED,
     "/generate_stream": _CONTINUED,
+    "/embed": _object(["inputs"], inputs=_TEXTS_OR_IDS, truncate={"type": "boolean"}, normalize={"type": "boolean"}),
+    "/predict": _object(["inputs"], inputs={}, truncate={"type": "boolean"}, raw_scores={"type": "boolean"}),
+    "/similarity": _object(["inputs"], inputs=_object(["source_sentence", "sentences"]), parameters={"type": "object"}),
+    "/rerank": _object(
+        ["query", "texts"],
+        query=_TEXT,
+        texts={"type": "array", "items": _TEXT, "minItems": 1},
+        truncate={"type": "boolean"},
+        raw_scores={"type": "boolean"},
+        return_text={"type": "boolean"},
+    ),
     "/v1/embeddings": _object(
         ["input"],
         model=_TEXT,
-        input={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+        input=_TEXTS_OR_IDS,
+        truncate_prompt_tokens={"type": "integer", "enum": [-1]},
         encoding_format={"type": "string", "enum": ["float", "base64"]},
         dimensions={"type": "integer", "minimum": 1},
         truncate={"type": "boolean"},
