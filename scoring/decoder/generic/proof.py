@@ -21,7 +21,7 @@ _EXACT, _ROUNDED = 1e-4, 1e-1  # relative errors that rounding explains, in floa
 
 
 class Differs(Exception):
-    """What of a model with recurrent states differs from plain transformers."""
+    """Difference of a model with recurrent states from plain transformers."""
 
 
 @torch.inference_mode()

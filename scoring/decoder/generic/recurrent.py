@@ -56,7 +56,7 @@ class SlotCache(Cache):  # type: ignore[misc,unused-ignore]
 
 
 @dataclass(frozen=True)
-class State:
+class LayerState:
     """One state of a layer: which it is of its layer's, its shape for one sequence, and its type."""
 
     layer: int
@@ -108,13 +108,13 @@ class SlotStates:
         self.kinds = kinds_of(layers)
         self.numbers = [getattr(layer, "number_of_states", 0) for layer in layers]
         self.slots, self.device, self.pieces = slots, device, True
-        self.states: list[State] = []
+        self.states: list[LayerState] = []
         self.rows: list[Tensor] = []
 
     def allocate(self, cache: SlotCache) -> None:
         """Make room for states such as those that a first forward has left in its cache."""
         self.states = [
-            State(layer, convolution, index, tuple(held.shape[1:]), held.dtype)
+            LayerState(layer, convolution, index, tuple(held.shape[1:]), held.dtype)
             for layer, convolution, index, held in _held(cache)
         ]
         self.rows = [
@@ -128,7 +128,7 @@ class SlotStates:
 
     @property
     def told(self) -> str:
-        """What the states take, and what such sequences do without."""
+        """Size of the states, and a list of things that such sequences do without."""
         size = (
             f"{self.slot_bytes / 2**20:.1f} MiB" if self.slot_bytes >= 2**19 else f"{self.slot_bytes / 2**10:.1f} KiB"
         )
@@ -184,7 +184,7 @@ def _layer(kind: LayerKind, states: int) -> Any:
     return _Attending()
 
 
-def _hand(layer: LinearAttentionLayer, state: State, held: Tensor) -> None:
+def _hand(layer: LinearAttentionLayer, state: LayerState, held: Tensor) -> None:
     """Give a layer of a cache the states of a forward's sequences."""
     index = state.index
     layer.device, layer.dtype = held.device, held.dtype
