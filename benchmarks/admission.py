@@ -1,8 +1,8 @@
 """What the scheduler itself takes of the inference thread: to admit a burst of requests, and for each token of a step.
 
 `python -m benchmarks.admission [--clients N]` prints microseconds of processor time, of the median round, and writes
-admission.json; over a decoder that costs nothing, whose cache keeps the prompts of earlier bursts: a pool with blocks for every slot at full
-length, and one that is bounded; prompts that begin with one system prompt, and prompts that share nothing.
+admission.json. The decoder costs nothing, and its cache keeps the prompts of earlier bursts: in a pool with blocks for
+every slot at full length, and in one that is bounded; prompts begin with one system prompt, or share nothing.
 """
 
 import random
