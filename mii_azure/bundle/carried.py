@@ -137,6 +137,7 @@ SCORING_FILES = (
     "generation/__init__.py",
     "generation/adapters.py",
     "generation/adjustments.py",
+    "generation/block_budget.py",
     "generation/cache_salt.py",
     "generation/closed_set.py",
     "generation/details.py",
