@@ -12,7 +12,7 @@ from typing import Any
 from local_runner.errors import ClientGone
 
 
-class Client:
+class WaitingClient:
     """Whoever waits for one answer at the other end of a connection. Event loop only."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Client:
 
 
 #: That of the request being answered; a server that knows when its clients leave sets it in the request's context.
-client: ContextVar[Client | None] = ContextVar("client", default=None)
+client: ContextVar[WaitingClient | None] = ContextVar("client", default=None)
 
 
 @contextmanager
