@@ -13,7 +13,7 @@ from local_runner.errors import ClientGone
 
 
 class WaitingClient:
-    """Whoever waits for one answer at the other end of a connection. Event loop only."""
+    """Client that waits for one answer at the other end of a connection. Event loop only."""
 
     def __init__(self) -> None:
         self._gone = False
