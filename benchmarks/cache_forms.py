@@ -8,20 +8,19 @@ one. Throughput: 256 requests of 16 to 256 prompt tokens and 128 answered each t
 Steps: 256 slots that all hold a long context. Start: seconds until all graphs are captured, and of trying the bits.
 """
 
-import argparse
 import gc
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, provenance, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, write
 from benchmarks.decoder_shapes import CASES, make
 from benchmarks.speculation import Task
 from scoring.decoder.company import difference
@@ -181,10 +180,9 @@ def _queries(decoder: Decoder) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = Parser(__doc__, gpus=1)
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16")
     parser.add_argument("--forms", nargs="+", choices=list(FORMS), default=list(FORMS), help="beside plain")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     name = "cache_forms" if asked.dtype == "float16" else f"cache_forms-{asked.dtype}"
     told = {**provenance(), "model": MODEL, "dtype": asked.dtype}

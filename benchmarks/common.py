@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import RESULTS
 from mii_azure.hardware.roofline import flops, forward_floor
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 CHANGED = "+"  # what a revision ends in where the tree had changes
 
 

@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.common import RESULTS, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import table, write
 from benchmarks.cpu.__main__ import provenance
 from benchmarks.over_http import served
 

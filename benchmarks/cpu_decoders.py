@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import RESULTS, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import table, write
 from benchmarks.cpu.__main__ import provenance
 from benchmarks.http_clients import ask, body
 from benchmarks.over_http import served

@@ -17,12 +17,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import ceilings, device_ms, provenance, table, write
 from benchmarks.decoder_shapes import CASES, Case, make
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
@@ -306,10 +306,9 @@ def measure(name: str, tier: Tier) -> None:
 
 def main() -> None:
     """Run the cases, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, gpus=1)
     parser.add_argument("--only", nargs="*", default=list(CASES))
     parser.add_argument("--tier", choices=("fused", "generic"), default="fused", help="of the decoder measured")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--revision", help="the commit measured, where there is no checkout")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     chosen = parser.parse_args()

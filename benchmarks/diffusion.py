@@ -1,21 +1,20 @@
 """Stable Diffusion 1.4 at 512 x 512 in 50 steps on one GPU, fp16, random weights of the real shapes.
 
-`python -m benchmarks.diffusion [OUTPUT FOLDER]` prints the table and writes diffusion.json. Each row is a whole answer:
+`python -m benchmarks.diffusion [--out FOLDER]` prints the table and writes diffusion.json. Each row is a whole answer:
 a prompt in, a PNG in base64 out. Eager and compiled are diffusers' own pipeline; ours is the service with its pass.
 """
 
 import base64
 import io
 import json
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, call_ms, ceilings, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import call_ms, ceilings, provenance, table, write
 from scoring.api.service import Service
 from scoring.config import Deployment, Optimisation
 from scoring.diffusion.pipeline import StableDiffusion
@@ -181,11 +180,11 @@ def _step_ms(model: StableDiffusion) -> float:
 
 def main() -> None:
     """Measure, print, write."""
+    out = Parser(__doc__, gpus=1).parse_args().out
     result = run()
     print(table(COLUMNS, result["rows"]))
     print(json.dumps(result["rows"], indent=1))
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    print(write("diffusion", result, folder))
+    print(write("diffusion", result, out))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ reduce-overhead, and Inductor with frozen weights in a CUDA graph. Each model ru
 by side, then they are timed one after another while the others wait. `--tiles` times other tilings of ModernBERT too.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -20,7 +19,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
 from benchmarks.encoders import LARGE, inputs
 from scoring.encoder.cuda_graphs import GraphedForward
 from scoring.encoder.tiles import GemmTile
@@ -257,11 +257,10 @@ def main() -> None:
     if "--child" in sys.argv:
         at = sys.argv.index("--child")
         return _child(sys.argv[at + 1], json.loads(sys.argv[at + 2]))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, gpus=1)
     parser.add_argument("--only", nargs="+", choices=SHAPES, default=[*SHAPES])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--tiles", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     result = run(asked.only, asked.batches, asked.tiles, asked.out)
     print(table(COLUMNS, result["rows"]))

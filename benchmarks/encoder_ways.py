@@ -6,7 +6,6 @@ A folder with random weights of the real shape becomes a bundle by `mii-azure ge
 one at a time. "model" is the service's own forward of that row: padding, copies, graph and the wait for its answer.
 """
 
-import argparse
 import http.client
 import json
 import subprocess
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import encoder_inside
-from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, table, write
 from benchmarks.over_http import served
 
 BARS = {"over the model": 0.5, "gRPC over in process": 0.7}  # milliseconds
@@ -128,11 +128,10 @@ def grpc_port(log: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="xlm-roberta-large")
     parser.add_argument("--calls", type=int, default=300)
     parser.add_argument("--word", type=Path, help="start, and measure once this file exists")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result = provenance() | measure(asked.shape, asked.calls, Path(folder), asked.word)

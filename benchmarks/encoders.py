@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import call_ms, ceilings, device_ms, encoder_floor_ms, provenance, table, write
 from scoring.encoder.cuda_graphs import GraphedForward
 from scoring.encoder.smoothquant import FORMATS, narrow_layers
 from scoring.encoder.triton_ops import TritonOps
@@ -295,8 +295,9 @@ def main() -> None:
     if "--child" in sys.argv:
         at = sys.argv.index("--child")
         return _child(int(sys.argv[at + 1]), json.loads(sys.argv[at + 2]))
+    out = Parser(__doc__, gpus=1).parse_args().out
     result = run()
-    write("encoders", result, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("encoders", result, out)
     print(table(COLUMNS, result["rows"]))
     return None
 

@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import ROOT, table, write
 
 SILENT_S = 2.0  # that nobody has to wait without being told of what
 _STEP_S = 900

@@ -9,7 +9,6 @@ compared: on a CPU in processor time of all threads, which other processes chang
 instead asks a tiny model for the 500 schemas of the tests, and says how many answers keep them.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import Parser
 from benchmarks.common import provenance, write
 from scoring.config import Deployment, Limits
 from scoring.decoder.decoder import Decoder
@@ -128,7 +128,7 @@ def kept() -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser(__doc__)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=40)
@@ -136,7 +136,6 @@ def main() -> None:
     parser.add_argument("--made", action="store_true")
     parser.add_argument("--peak", type=float, default=1.0)
     parser.add_argument("--sampled", action="store_true", help="measure sampled rows after greedy ones")
-    parser.add_argument("--out", type=Path, help="folder for grammars.json")
     asked = parser.parse_args()
     if asked.schemas:
         print(json.dumps(kept()))
@@ -149,8 +148,7 @@ def main() -> None:
         for name, sampling in SAMPLINGS.items() if asked.sampled else [("greedy", {})]:
             rows.append({"peak": asked.peak, "sampling": name} | measure(folder, asked.rows, asked.tokens, sampling))
             print(json.dumps(rows[-1]), flush=True)
-            if asked.out:
-                write("grammars", {**provenance(), "slots": asked.rows, "rows": rows}, asked.out)
+            write("grammars", {**provenance(), "slots": asked.rows, "rows": rows}, asked.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What a host takes for the least that an answer needs: threads that wake each other, gRPC and HTTP that echo, CUDA.
 
-`python -m benchmarks.host_floors [OUTPUT FOLDER]` prints milliseconds [p50, p99] and writes host_floors.json. "After
+`python -m benchmarks.host_floors [--out FOLDER]` prints milliseconds [p50, p99] and writes host_floors.json. "After
 1 ms": the same, after a millisecond in which nothing ran, as between requests. Servers are processes of their own.
 """
 
@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, provenance, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, write
 
 Times = dict[str, list[float]]
 ANSWER, REQUEST = 80, 900  # characters, as of a classification of 128 tokens
@@ -181,6 +181,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--http"]:
         serve_http(int(sys.argv[2]))
         return
+    out = Parser(__doc__).parse_args().out
     parts: dict[str, Callable[[], Any]] = {
         "Python adds a hundred thousand numbers": lambda: timed(lambda: sum(range(100_000)), 50),
         "to a thread and back": hand_over,
@@ -193,7 +194,7 @@ def main() -> None:
     for name, part in parts.items():
         told[name] = part()
         print(name, told[name], flush=True)
-    write("host_floors", provenance() | told, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("host_floors", provenance() | told, out)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ from typing import Any
 NEW_TOKENS = 128
 SHORTEST, LONGEST = 16, 256  # tokens of a prompt, about
 CONTEXT = 512
+COLUMNS = (
+    *("front ends", "mode", "tokens/s", "engine us/token", "front ends us/token", "clients us/token"),
+    *("first token ms p50", "answer s p50", "events/token"),
+)
 MODES = ("/score whole", "/score streamed", "/v1 chat whole", "/v1 chat streamed")
 
 
@@ -39,6 +43,7 @@ class InstantDecoder:
         from scoring.decoder.block_pool import BLOCK, blocks_of
         from scoring.decoder.block_tables import BlockTables
         from scoring.decoder.layer_groups import Kept, group_layers
+        from scoring.decoder.long_rotary import LongRotary
         from scoring.decoder.prompt_cost import PromptCost
 
         self.prompt_cost = PromptCost(0.013, 7e-7) if context > CONTEXT else PromptCost(0.04)
@@ -55,6 +60,7 @@ class InstantDecoder:
         self._step_s = step_s
         self.adapters = SimpleNamespace(use=lambda slot, name: None)
         self.draft, self.draft_cost, self.speculates = None, 0.0, False
+        self.rotary = LongRotary(0, slots)
         self._free_at = 0.0  # when the device has done what was enqueued
 
     def open(self, slot: int, sampling: Any = None, ids: Sequence[int] = (), salt: str | None = None) -> int:
@@ -108,14 +114,14 @@ class InstantDecoder:
         return SimpleNamespace(tokens=wait)
 
 
-def write_bundle(folder: Path) -> Path:
-    """A bundle of one small layer with the vocabulary of SmolLM2."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def write_bundle(folder: Path, kind: str = "bpe", count: int = 0) -> Path:
+    """A bundle of one small layer with a vocabulary of that kind and at least that size."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     import mii_azure
-    from mii_azure.model.packaged import packaged_model
+    from benchmarks.vocabularies import tokenizer_of
 
-    tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2"))
+    tokenizer = tokenizer_of(kind, count)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, **sizes)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
@@ -132,6 +138,7 @@ def write_bundle(folder: Path) -> Path:
 def stand_in(clients: int, step_s: float, context: int = CONTEXT) -> None:
     """Have this process's `scoring` serve an `InstantDecoder` in place of a model's decoder."""
     from scoring import config
+    from scoring.api.service import Service
     from scoring.model.loaded import Runtime
     from scoring.passes.base import Applied
     from scoring.passes.static_decode import StaticDecode
@@ -153,7 +160,11 @@ def stand_in(clients: int, step_s: float, context: int = CONTEXT) -> None:
         found = read(path)
         return replace(found, limits=replace(found.limits, **limits))
 
+    def keep(self: Any, failure: Exception, again: bool = False) -> bool:
+        raise failure  # without its decoder, the server would be measured at something else
+
     config.Deployment.read = read_wide  # type: ignore[method-assign]
+    Service.withdraw = keep  # type: ignore[method-assign]
     StaticDecode.apply = apply  # type: ignore[method-assign]
     StaticDecode.verify = lambda self, model, reference: 0.0  # type: ignore[method-assign]
 
@@ -190,6 +201,8 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         load, now = self._load, time.perf_counter()
         seen = self._tail + data
+        if seen.startswith(b"HTTP/1.1") and b" 200 " not in seen[:15]:
+            load.fail(seen.decode(errors="replace"))
         if load.streamed:
             got = seen.count(b"data: {") - self._tail.count(b"data: {")
             if got and self._first:
@@ -203,8 +216,6 @@ class _Client(asyncio.Protocol):
             done = bool(body) and len(body) >= int(head[at + 16 :].split(b"\r\n", 1)[0])
         self._tail = b"" if done else seen if not load.streamed else seen[-8:]
         if done:
-            if b" 200 " not in seen[:15] and not load.streamed:
-                raise SystemExit(seen.decode())
             load.answers.append(now - self._began)
             if now < load.until:
                 self._ask()
@@ -214,6 +225,10 @@ class _Client(asyncio.Protocol):
                 if not load.left:
                     load.over.set()
 
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._tail:
+            self._load.fail(f"the server ended an answer: {error}")
+
 
 class _Load:
     def __init__(self, port: int, mode: str, clients: int, seconds: float) -> None:
@@ -222,6 +237,12 @@ class _Load:
         self.until = time.perf_counter() + seconds
         self.events, self.first, self.answers = 0, list[float](), list[float]()
         self.over = asyncio.Event()
+        self.failure = ""
+
+    def fail(self, failure: str) -> None:
+        """End the load: an answer is not what it should be."""
+        self.failure = self.failure or failure
+        self.over.set()
 
     def request(self, source: random.Random) -> bytes:
         words = " ".join(f"w{source.randrange(100)}" for _ in range(source.randint(SHORTEST // 3, LONGEST // 3)))
@@ -246,6 +267,8 @@ async def ask(port: int, mode: str, clients: int, seconds: float) -> dict[str, A
     for number in range(clients):
         await loop.create_connection(lambda number=number: _Client(load, number), "127.0.0.1", port)  # type: ignore[misc]
     await asyncio.wait_for(load.over.wait(), seconds + 60)
+    if load.failure:
+        raise SystemExit(load.failure)
     elapsed = time.perf_counter() - began
     tokens = len(load.answers) * NEW_TOKENS
     told = {"mode": mode, "tokens/s": tokens / elapsed, "tokens": tokens, "answer s p50": median(load.answers)}
@@ -290,8 +313,9 @@ def measure(pid: int, port: int, mode: str, options: argparse.Namespace) -> dict
 
     uvloop.run(ask(port, mode, options.clients, 1.0))
     others = front_ends_of(pid)
-    before, before_others = processor_s(pid), sum(map(processor_s, others))
+    before, before_others, own = processor_s(pid), sum(map(processor_s, others)), time.process_time()
     row = uvloop.run(ask(port, mode, options.clients, options.seconds))
+    row["clients us/token"] = 1e6 * (time.process_time() - own) / row["tokens"]
     row["engine us/token"] = 1e6 * (processor_s(pid) - before) / row["tokens"]
     row["front ends us/token"] = 1e6 * (sum(map(processor_s, others)) - before_others) / row["tokens"]
     return row | {"front ends": len(others)}
@@ -304,6 +328,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--modes", nargs="*", default=MODES)
+    parser.add_argument("--tokenizer", choices=("bpe", "wordpiece"), default="bpe")
+    parser.add_argument("--vocabulary", type=int, default=0, help="tokens at least; 0: SmolLM2's")
     parser.add_argument("--front-ends", nargs="*", type=int, default=[0, 1])
     parser.add_argument("--serve", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -312,14 +338,13 @@ def main() -> None:
         os._exit(serve(bundle, ready, options.clients, options.step_ms / 1e3, options.front_ends[0]))
     from benchmarks.common import table
 
-    rows = []
+    print(table(COLUMNS, []))
     with tempfile.TemporaryDirectory() as name:
-        bundle = write_bundle(Path(name))
+        bundle = write_bundle(Path(name), options.tokenizer, options.vocabulary)
         for front_ends in options.front_ends:
             with served(bundle, Path(name), options, front_ends) as (pid, port):
-                rows += [measure(pid, port, mode, options) for mode in options.modes]
-    columns = ("front ends", "mode", "tokens/s", "engine us/token", "front ends us/token", "first token ms p50")
-    print(table((*columns, "answer s p50", "events/token"), rows))
+                for mode in options.modes:
+                    print(table(COLUMNS, [measure(pid, port, mode, options)]).splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":

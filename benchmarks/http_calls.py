@@ -19,7 +19,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.common import RESULTS, provenance, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import provenance, write
 from benchmarks.host_side import processor_s
 from benchmarks.over_http import served
 from mii_azure import generate

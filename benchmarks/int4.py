@@ -4,16 +4,15 @@
 graph of many, over weights that the caches do not hold, in microseconds; a step's is of one sequence, in milliseconds.
 """
 
-import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, table, write
 from benchmarks.decoders import datasheet
 from benchmarks.products import CALLS, microseconds
 from scoring.decoder.int4 import Int4, pack
@@ -173,6 +172,7 @@ def step_rows() -> list[dict[str, Any]]:
 
 def main() -> None:
     """Every shape, the step, the tables, the JSON."""
+    out = Parser(__doc__, gpus=1).parse_args().out
     torch.manual_seed(0)
     result: dict[str, Any] = provenance()
     rows = []
@@ -185,8 +185,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     with torch.inference_mode():
         steps = step_rows()
-    write("int4", result | {"products": rows, "steps": steps, "calls": CALLS},
-          Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)  # fmt: skip
+    write("int4", result | {"products": rows, "steps": steps, "calls": CALLS}, out)
     print(table(tuple(steps[0]), steps))
 
 

@@ -6,20 +6,19 @@ scheduler, from a prompt's tokens to its first one on the host. Then one stream 
 longest time between two of the stream's tokens is taken.
 """
 
-import argparse
 import gc
 import json
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import ceilings, device_ms, provenance, table, write
 from benchmarks.decoders import attempt
 from scoring.decoder.decoder import Decoder
 from scoring.engine.row import SLOTS, Row
@@ -258,10 +257,9 @@ def _measured(name: str, lengths: Sequence[int], card: dict[str, float]) -> dict
 @torch.inference_mode()
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, gpus=1)
     parser.add_argument("--only", nargs="*", default=list(SHAPES))
     parser.add_argument("--lengths", nargs="*", type=int, default=list(LENGTHS))
-    parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     card = ceilings()
     models = {}

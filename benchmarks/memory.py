@@ -1,9 +1,9 @@
 """What a served model takes of a GPU against what `plan` said it would; random weights of the real shapes.
 
-`python -m benchmarks.memory [OUTPUT FOLDER [NAME ...]]` prints the table and writes memory.json; `--plan` instead plans
-the rows of the results again, which needs no GPU. Each row has a process of its own: a folder is written, planned for
-an instance type with this GPU, and served with the passes and limits of that plan; then it is asked for as much as it
-may ever be asked for at once: full batches, or every slot at full length. Measured is what the driver says is taken,
+`python -m benchmarks.memory [--only NAME ...] [--out FOLDER]` prints the table and writes memory.json; `--plan` instead
+plans the rows of the results again, which needs no GPU. Each row has a process of its own: a folder is written, planned
+for an instance type with this GPU, and served with the passes and limits of that plan; then it is asked for as much as
+it may ever be asked for at once: full batches, or every slot at full length. Measured is what the driver says is taken,
 the CUDA context included, at its highest while the requests ran.
 """
 
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.command_line import RESULTS, Parser
+from benchmarks.common import provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from benchmarks.encoder_service import tokenizer
 from benchmarks.encoders import LARGE
@@ -213,18 +214,19 @@ def main() -> None:
         result = json.loads((RESULTS / "memory.json").read_text(encoding="utf-8"))
         _report(result | {"rows": [replan(row) for row in result["rows"]]}, RESULTS)
         return
+    parser = Parser(__doc__, gpus=1)
+    parser.add_argument("--only", nargs="+", choices=WORK, default=[*WORK], metavar="NAME")
+    chosen = parser.parse_args()
     rows = []
     revised = provenance()
-    for name in sys.argv[2:] or WORK:
+    for name in chosen.only:
         command = [sys.executable, "-m", "benchmarks.memory", "--child", name]
         done = subprocess.run(command, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
         print(lines[-1] if lines else f"{name} failed: {done.stderr[-2000:]}", flush=True)
         found = json.loads(lines[-1]) if lines else {"model": name, "failed": done.stderr[-500:]}
         rows.append(found | {"revision": revised["revision"]})
-    _report(
-        revised | {"instance_type": INSTANCE_TYPE, "rows": rows}, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
-    )
+    _report(revised | {"instance_type": INSTANCE_TYPE, "rows": rows}, chosen.out)
 
 
 def _report(result: dict[str, Any], folder: Path) -> None:

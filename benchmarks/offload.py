@@ -1,6 +1,6 @@
 """ZeRO-Inference on one GPU whose memory is capped at half the weights: seconds a step against the PCIe bound.
 
-`python -m benchmarks.offload [OUTPUT FOLDER]` prints the table and writes offload.json. Random weights of Llama 6.7 B's
+`python -m benchmarks.offload [--out FOLDER]` prints the table and writes offload.json. Random weights of Llama 6.7 B's
 shape in fp16. A step of any batch reads all weights once over PCIe; the bound is their size over the measured rate of
 pinned copies. Tokens are compared with plain transformers, which has the whole card before the cap is set.
 """
@@ -10,12 +10,12 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import device_ms, provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from scoring.passes.zero_inference import ZeroInference
 
@@ -144,6 +144,7 @@ def main() -> None:
     if "--child" in sys.argv:
         print(json.dumps(run(sys.argv[-1] == "stock")), flush=True)
         return
+    out = Parser(__doc__, gpus=1).parse_args().out
     rows, runs = [], []
     for which in ("ours", "stock"):
         done = subprocess.run(
@@ -158,7 +159,7 @@ def main() -> None:
     shares = [row["share of bound"] for row in rows if row["settings"] == "ours"]
     bars = {f"share of bound >= {BAR}": max(shares, default=0.0) >= BAR}
     result = provenance() | {"runs": runs, "rows": rows, "bars": bars}
-    write("offload", result, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("offload", result, out)
     print(table(COLUMNS, rows))
 
 

@@ -23,7 +23,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from benchmarks.host_side import front_ends_of, processor_s
 from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST

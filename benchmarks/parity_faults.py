@@ -20,7 +20,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import CHANGED, RESULTS, ROOT, revision, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import CHANGED, ROOT, revision, table, write
 from benchmarks.faulty_servers import TASK, adapter, bundle, faults
 from local_runner.targets.targets import Target
 from mii_azure.model.packaged import packaged_model

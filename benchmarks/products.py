@@ -1,12 +1,10 @@
 """Products of encoders in 16 and in eight bits on one GPU: ours and torch's, with their activation, and their errors.
 
-`python -m benchmarks.products [OUTPUT FOLDER]` prints the table and writes products.json. A time is of one product in
+`python -m benchmarks.products [--out FOLDER]` prints the table and writes products.json. A time is of one product in
 a CUDA graph of many, in microseconds. The floor reads the matrix once, or multiplies at twice the measured 16-bit rate.
 """
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,7 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.common import RESULTS, ceilings, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import ceilings, provenance, table, write
 from mii_azure.hardware.roofline import forward_floor
 from scoring.encoder.ops import GELU, NONE, Hidden, Narrow, Packing
 from scoring.encoder.smoothquant import FORMATS
@@ -121,10 +120,11 @@ class Product:
 
 def main() -> None:
     """Every shape, the table, the JSON."""
+    out = Parser(__doc__, gpus=1).parse_args().out
     torch.manual_seed(0)
     result, card = provenance(), ceilings()
     rows = [Product(count, *shape).measure(card) for shape in SHAPES for count in ROWS]
-    write("products", result | {"card": card, "rows": rows}, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("products", result | {"card": card, "rows": rows}, out)
     print(table(COLUMNS, rows))
 
 

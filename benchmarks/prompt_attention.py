@@ -10,13 +10,13 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import device_ms, provenance, table, write
 from benchmarks.decoders import attempt
 from scoring.decoder import prompt_attention
 from scoring.decoder.block_pool import blocks_of
@@ -25,7 +25,6 @@ from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.prefill import Layout, runs_of
 from scoring.decoder.prompt_attention import ChunkAttention, Tiling
-from scoring.kernels import decode_prefill
 
 LENGTH = 131_072
 POINTS = (
@@ -82,6 +81,8 @@ class Chunk:
 
     def flash(self, count: int, position: int) -> Callable[[], None]:
         """Keys gathered, then torch's flash attention, whose causal mask is aligned at the end."""
+        from scoring.kernels import decode_prefill  # with triton, which a machine without a GPU need not have
+
         model, state, blocks = self.model, self.state, blocks_of(position + count)
         shape = (2, model.kv_heads, blocks * 64, model.head_dim)
         keys, values = torch.empty(shape, dtype=torch.bfloat16, device="cuda")
@@ -137,8 +138,7 @@ def row(chunk: Chunk, name: str, at: Callable[[int, int], Callable[[], None]], t
 
 def main() -> None:
     """Compile, measure, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = Parser(__doc__, gpus=1)
     parser.add_argument("--compile", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.compile:

@@ -1,7 +1,8 @@
 """What `generate --quantise int8` saves and costs on real models: bytes, errors, seconds.
 
-`python -m benchmarks.quantised` generates a bundle of each model with and without it, in processes of their own.
-Errors are what generation measured: relative, answers against the original in float32. Writes results/quantised.json.
+`python -m benchmarks.quantised [--out FOLDER]` generates a bundle of each model with and without it, in processes of
+their own. Errors are what generation measured: relative, answers against the original in float32. It writes
+quantised.json.
 """
 
 import datetime
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command_line import Parser
 from benchmarks.common import revision, table, write
 from mii_azure.model.packaged import packaged_model
 
@@ -40,6 +42,7 @@ def measure(name: str, package: str, task: str, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, write and print."""
+    out = Parser(__doc__).parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(*model, Path(folder)) for model in MODELS]
     from scoring.telemetry.versions import versions
@@ -50,7 +53,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "revision": revision(),
     }
-    write("quantised", result)
+    write("quantised", result, out)
     print(table(("model", "none bytes", "int8 bytes", "weight_error", "output_error", "none s", "int8 s"), rows))
 
 

@@ -6,14 +6,13 @@ Logits fall off as Zipf's law in the order of a vocabulary, as those of language
 is the worst case for the nucleus. The floor reads the logits once.
 """
 
-import argparse
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import ceilings, device_ms, provenance, table, write
 from scoring.decoder.kv_cache import SamplingParams
 
 VOCABULARIES, ROWS = (32_000, 151_936, 262_144), (1, 64)
@@ -67,8 +66,7 @@ def sampling_us(decoder: Any, logits: torch.Tensor, sampling: SamplingParams) ->
 @torch.inference_mode()
 def main() -> None:
     """Measure every vocabulary, and write sampling.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = Parser(__doc__, gpus=1)
     chosen, card, rows = parser.parse_args(), SimpleNamespace(**ceilings()), []
     for vocabulary in VOCABULARIES:
         for count in ROWS:

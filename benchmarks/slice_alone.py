@@ -1,18 +1,17 @@
 """What one GPU tells of two: a Llama of 6.7 B, and the step of one of its two slices with the sums left out.
 
-`python -m benchmarks.slice_alone [OUTPUT FOLDER]` prints the table and writes slice_alone.json. A slice is a model with
+`python -m benchmarks.slice_alone [--out FOLDER]` prints the table and writes slice_alone.json. A slice is a model with
 half of the heads and half of the inner size; what it leaves of the bar's time is what each sum over two GPUs may take.
 The sum's kernel is timed as well, between two streams of this GPU, where no link lies between the ranks. It takes the
 place of no measurement on two GPUs, which is `benchmarks.slices`.
 """
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import provenance, table, write
 from benchmarks.decoders import LENGTH, datasheet
 from benchmarks.slices import BARS, CASE, DEGREE, SLOTS, step_ms
 from scoring.decoder.decoder import Decoder
@@ -82,6 +81,7 @@ def sum_microseconds() -> dict[str, Any]:
 
 def main() -> None:
     """Both shapes, the sum, the table, the JSON."""
+    out = Parser(__doc__, gpus=1).parse_args().out
     config, layers = CASE.config, CASE.config["num_hidden_layers"]
     found = {"whole": steps(config), "slice": steps(slice_config(config))}
     rows = []
@@ -91,7 +91,7 @@ def main() -> None:
         names = dict(zip(COLUMNS, (whole["slots"], whole["ms"], part["ms"], part["floor"], bar, left), strict=True))
         rows.append(names)
     result = provenance() | {"config": config, "sum_between_streams": sum_microseconds(), "rows": rows}
-    write("slice_alone", result, Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    write("slice_alone", result, out)
     print(table(COLUMNS, rows), result["sum_between_streams"], sep="\n")
 
 

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.common import RESULTS, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import device_ms, provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from benchmarks.decoders import LENGTH, PROMPT, TOKENS, datasheet
 from scoring.decoder.decoder import Decoder
@@ -175,14 +176,10 @@ def child(which: str, folder: Path, **environment: str) -> dict[str, Any]:
 
 def main() -> None:
     """Both ways, the table, the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = Parser(__doc__, gpus=DEGREE)
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    gpus = torch.cuda.device_count()
-    if gpus < DEGREE:
-        raise SystemExit(f"Two GPUs against one need {DEGREE} GPUs; this machine has {gpus}.")
     if chosen.part:
         parts = {"model": lambda: write_model(chosen.folder) or {}, "sums": sums}
         parts |= {"one": lambda: one(chosen.folder), "two": lambda: two(chosen.folder)}

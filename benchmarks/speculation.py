@@ -12,7 +12,6 @@ A draft model has no lookup's luck: an OPT of 125 million parameters is told the
 others, and so is always wrong. These are the bounds of what any pair gains; a trained pair was not at hand.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -23,7 +22,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from benchmarks.common import RESULTS, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import device_ms, provenance, table, write
 from benchmarks.decoder_shapes import CASES, Case, make
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.drafts import SIZES
@@ -256,8 +256,7 @@ def record() -> None:
 
 def main() -> None:
     """Measure on what there is, print the table, write the JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser = Parser(__doc__)
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--draft-model", action="store_true", help="that part alone; writes speculation_draft.json")
     arguments = parser.parse_args()

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.command_line import Parser
 from benchmarks.common import revision, table, write
 from mii_azure.model.packaged import packaged_model
 from scoring.api.service import Service
@@ -106,6 +107,7 @@ def measure(service: Service, texts: list[str], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure one stream and many, print the table, write the result."""
+    out = Parser(__doc__).parse_args().out
     service = serve()
     texts = prompts()
     sequential(service, texts[:1])
@@ -123,7 +125,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "revision": revision(),
     }
-    write("streams", result)
+    write("streams", result, out)
 
 
 if __name__ == "__main__":

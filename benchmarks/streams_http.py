@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import table, write
 from benchmarks.cpu.__main__ import provenance
 from benchmarks.cpu_clients import NEW, bundle, load, texts
 from benchmarks.over_http import served

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import parity_tables, serving_tables
+from benchmarks.command_line import RESULTS
 from benchmarks.serving_tables import where
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "parity.md"))
-RESULTS = ROOT / "benchmarks" / "results"
 
 FLOOR = "grpc-echo"
 

@@ -1,6 +1,6 @@
 """Tokens per second of 256 requests through the engine, against stock generate() and the floor, on one GPU.
 
-`python -m benchmarks.throughput [OUTPUT FOLDER [NAME ...]]` prints the tables and writes throughput.json. Random
+`python -m benchmarks.throughput [--only NAME ...] [--out FOLDER]` prints the tables and writes throughput.json. Random
 weights of the real shapes in fp16; every request has 16 to 256 prompt tokens and gets exactly 128, greedily, all of
 them submitted at once. Each model has a process of its own: both prepare at the same time, and measure one by one.
 """
@@ -28,7 +28,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, ceilings, device_ms, provenance, table, write
+from benchmarks.command_line import Parser
+from benchmarks.common import ceilings, device_ms, provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from benchmarks.encoder_service import tokenizer
 from benchmarks.memory import WORK
@@ -371,12 +372,15 @@ def main() -> None:
         at = sys.argv.index("--child")
         child(sys.argv[at + 1], Path(sys.argv[at + 2]))
         return
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS
+    parser = Parser(__doc__, gpus=1)
+    parser.add_argument("--only", nargs="+", choices=BARS, default=[*BARS], metavar="NAME")
+    chosen = parser.parse_args()
+    out = chosen.out
     out.mkdir(parents=True, exist_ok=True)
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     children: dict[str, Any] = {
         name: subprocess.Popen([sys.executable, "-m", "benchmarks.throughput", "--child", name, str(out)], **pipes)
-        for name in sys.argv[2:] or BARS
+        for name in chosen.only
     }
     for process in children.values():  # all prepare at once; none is measured while another prepares
         while (line := process.stdout.readline()) and line.strip() != "ready":

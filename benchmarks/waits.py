@@ -29,7 +29,8 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmarks import step_trace
-from benchmarks.common import RESULTS, provenance, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import provenance, write
 from benchmarks.http_clients import ANSWER_S, NEW, ask, bodies, body, prompt
 from benchmarks.over_http import SHAPES, Shape, build
 

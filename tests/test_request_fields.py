@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from local_runner.http import openapi_bodies
-from local_runner.protocol import openai_requests, responses_requests, retrieval_requests
+from local_runner.protocol import messages_requests, openai_requests, responses_requests, retrieval_requests
 from mii_azure.bundle.openapi import documents
 from mii_azure.verdict.cases import edge_requests
 from scoring.config import Deployment
@@ -64,6 +64,7 @@ BODIES = [
     ("/v1/completions", "translation", openai_requests.completion, {"prompt": "a"}),
     ("/v1/chat/completions", "conversational", openai_requests.chat, {"messages": [MESSAGE]}),
     ("/v1/responses", "conversational", responses_requests.canonical, {"input": "a"}),
+    ("/v1/messages", "conversational", messages_requests.canonical, {"messages": [MESSAGE], "max_tokens": 1}),
     ("/v1/embeddings", "sentence-embeddings", openai_requests.embeddings, {"input": "a"}),
     ("/v1/rerank", "text-ranking", retrieval_requests.rerank, {"query": "a", "documents": ["b"]}),
     ("/v1/rerank", "sentence-similarity", retrieval_requests.rerank, {"query": "a", "documents": ["b"]}),

@@ -59,8 +59,23 @@ SIGHT: dict[str, Any] = {
     "num_channels": 3,
 }
 
+#: Numbers of a tiny tower of sound.
+SOUND: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "ext_pw_out_channel", "nemo_conv_channels"), 16),
+    **dict.fromkeys(("num_hidden_layers", "num_blocks", "encoder_layers", "conf_num_hidden_layers"), 1),
+    **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "conf_num_attention_heads"), 2),
+    **dict.fromkeys(("intermediate_size", "encoder_ffn_dim"), 32),
+    "vocab_size": VOCABULARY,
+}
+_TOWERS = {"vision": SIGHT, "audio": SOUND}
+
 #: What a type needs beside; None leaves a number as it is.
 OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
@@ -115,10 +130,7 @@ def tiny_multimodal(family: str) -> Any:
     plain = AutoConfig.for_model(family)
     sizes = _sizes(family)
     for key in plain.sub_configs:
-        if "vision" in key:
-            told = getattr(plain, key).to_dict()
-            sizes[key] = told | {name: value for name, value in SIGHT.items() if name in told}
-        elif isinstance(sizes.get(key), dict):
+        if isinstance(sizes.get(key), dict) and not any(tower in key for tower in _TOWERS):
             sizes[key] |= {"initializer_range": 0.5} | _odd(sizes[key])
     for name in ("image_token_id", "image_token_index", "video_token_id"):
         if hasattr(plain, name):
@@ -147,8 +159,20 @@ def _sizes(family: str) -> dict[str, Any]:
         text = plain.get_text_config(decoder=True)
         key = next((key for key in plain.sub_configs if getattr(plain, key, None) is text), None)
         if key:
-            sizes[key] = text.to_dict() | _known(text) | own.get(key, {})
-    return {name: value for name, value in sizes.items() if value is not None}
+            alike = {name: value for name, value in text.to_dict().items() if name != "per_layer_config"}
+            sizes[key] = alike | _known(text) | own.get(key, OWN.get(text.model_type, {}))
+    return _towers(plain) | {name: value for name, value in sizes.items() if value is not None}
+
+
+def _towers(plain: Any) -> dict[str, Any]:
+    """Numbers of tiny parts that see or hear."""
+    found = {}
+    for key in plain.sub_configs:
+        small = next((small for tower, small in _TOWERS.items() if tower in key), None)
+        if small is not None and getattr(plain, key, None) is not None:
+            told = getattr(plain, key).to_dict()
+            found[key] = told | {name: value for name, value in small.items() if name in told}
+    return found
 
 
 def _known(config: Any) -> dict[str, Any]:
@@ -160,7 +184,7 @@ def _known(config: Any) -> dict[str, Any]:
             sizes[name] = told[name][:1] + told[name][-1:]
     if isinstance(told.get("sliding_window"), int):
         sizes["sliding_window"] = 16
-    if hasattr(config, "kv_lora_rank"):
+    if _has(config, "kv_lora_rank"):
         sizes["num_key_value_heads"] = 4  # every head has its own, expanded from what they share
     return sizes
 

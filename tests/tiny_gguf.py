@@ -25,6 +25,7 @@ from tests.tiny_causal import tiny_causal
 
 Parts = Callable[[gguf.GGUFWriter], Iterable[str]]
 Kind = gguf.GGMLQuantizationType
+Vocabulary = tuple[PreTrainedTokenizerBase, tuple[str, str]]
 CONTEXT = 128
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 SIZES: dict[str, Any] = {
@@ -43,8 +44,12 @@ NAMES = {
     "gemma3_text": "gemma3",
     "cohere": "command-r",
     "phi": "phi2",
+    "gpt_oss": "gpt-oss",
+    "granitemoeshared": "granitemoe",
 }
-_INTERLEAVED = ("llama", "smollm3", "granite")
+#: Types whose weights an architecture of another name has in their own order.
+MODELS = {"exaone": "llama"}
+_INTERLEAVED = ("llama", "smollm3", "granite", "granitemoe", "arcee")
 _LINEAR = ("qwen35", "qwen35moe")
 _ONE_MORE = ("gemma", "gemma2", "gemma3", "nemotron", *_LINEAR)
 _WIDE = ("ffn_gate_inp.weight", "position_embd.weight", "conv1d.weight", "conv.weight")  # in float32 always
@@ -70,19 +75,27 @@ def write_gguf(
     """
     tokenizer, vocabulary = tokenizer_of(family)
     numbers = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
-    model = tiny_causal(family, **({"vocab_size": len(tokenizer)} | numbers | changes))
-    architecture = NAMES.get(family, family)
-    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
-    write_settings(writer, model.config, architecture)
-    write_vocabulary(writer, tokenizer, *vocabulary)
-    write_weights(writer, model, Kind[kind], architecture)
+    model = tiny_causal(MODELS.get(family, family), **({"vocab_size": len(tokenizer)} | numbers | changes))
+    writer = written(path, model, NAMES.get(family, family), (tokenizer, vocabulary), kind, split)
     for left_out in parts(writer) if parts else ():
         del writer.kv_data[0][left_out]
     finish(writer)
     return path, model, tokenizer
 
 
-def tokenizer_of(family: str) -> tuple[PreTrainedTokenizerBase, tuple[str, str]]:
+def written(
+    path: Path, model: Any, architecture: str, vocabulary: Vocabulary, kind: str = "F32", split: int = 0
+) -> gguf.GGUFWriter:
+    """Writer of a model's settings, vocabulary and weights."""
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
+    write_settings(writer, model.config, architecture)
+    tokenizer, names = vocabulary
+    write_vocabulary(writer, tokenizer, *names)
+    write_weights(writer, model, Kind[kind], architecture)
+    return writer
+
+
+def tokenizer_of(family: str) -> Vocabulary:
     """Tokenizer of a family, with GGUF's names of its kind and of the way it splits texts."""
     if family.startswith("gemma"):
         return tiny_tokenizers.gemma(CONTEXT), ("llama", "default")
@@ -143,7 +156,7 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
     if architecture in ("command-r", "cohere2"):
         writer.add_logit_scale(config.logit_scale)
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-    if architecture in ("gemma2", "gemma3", "cohere2"):
+    if architecture in ("gemma2", "gemma3", "cohere2", "gpt-oss", "exaone4") and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
     if architecture == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
@@ -155,7 +168,9 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
             if f"{name}_factor" in rotary:
                 factors = np.array(rotary[f"{name}_factor"], np.float32)
                 writer.add_tensor(f"rope_factors_{name}.weight", factors)
-    if architecture == "granite":
+    if architecture == "exaone4" and config.sliding_window:
+        writer.add_sliding_window_pattern([each == "sliding_attention" for each in config.layer_types])
+    if architecture in ("granite", "granitemoe"):
         writer.add_attention_scale(config.attention_multiplier)
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
@@ -165,6 +180,9 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
         writer.add_rope_scaling_factor(rotary["factor"])
     if rotary.get("rope_type") == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rotary["original_max_position_embeddings"])
+        for key in ("beta_fast", "beta_slow"):
+            if key in rotary:
+                writer.add_float32(f"{architecture}.rope.scaling.yarn_{key}", rotary[key])
     if architecture in _LINEAR:
         _write_linear(writer, config, rotary)
     if architecture == "lfm2":
@@ -173,10 +191,10 @@ def _write_own(writer: gguf.GGUFWriter, config: Any, architecture: str, rotary: 
     if experts := told.get("num_local_experts") or told.get("num_experts"):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
-    if told.get("moe_intermediate_size"):
-        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
-    if told.get("shared_expert_intermediate_size"):
-        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
+    if width := told.get("intermediate_size" if architecture == "gpt-oss" else "moe_intermediate_size"):
+        writer.add_expert_feed_forward_length(width)
+    if width := told.get("shared_expert_intermediate_size") or told.get("shared_intermediate_size"):
+        writer.add_expert_shared_feed_forward_length(width)
 
 
 def _write_linear(writer: gguf.GGUFWriter, config: Any, rotary: dict[str, Any]) -> None:
@@ -218,7 +236,7 @@ def write_weights(writer: gguf.GGUFWriter, model: Any, kind: gguf.GGMLQuantizati
     for name, tensor in _stacked(_saved(model)).items():
         found = _named(names, name)
         weight = _changed(tensor, name, model.config, architecture).float().contiguous()
-        if weight.ndim == 1 or found.endswith(_WIDE):
+        if weight.ndim == 1 or found.endswith((*_WIDE, ".bias")):
             writer.add_tensor(found, weight.numpy())
             continue
         try:
@@ -252,9 +270,30 @@ def _stacked(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     found: dict[str, Any] = {}
     for name in sorted(weights, key=lambda each: [int(part) if part.isdigit() else -1 for part in each.split(".")]):
         merged = re.sub(r"^model\.(layers\.\d+\.)block_sparse_moe\.experts", r"\1feed_forward.experts", name)
-        merged = re.sub(r"experts\.\d+\.", "experts.", merged)
+        merged = re.sub(r"experts\.\d+\.|norms\.\d+\.", lambda part: part[0].split(".")[0] + ".", merged)
         found.setdefault(merged, []).append(weights[name])
-    return {name: torch.stack(each) if ".experts." in name else each[0] for name, each in found.items()}
+    joined = {name: torch.stack(each) if len(each) > 1 else each[0] for name, each in found.items()}
+    return {part: tensor for name, each in joined.items() for part, tensor in _apart(name, each)}
+
+
+def _apart(name: str, tensor: torch.Tensor) -> Iterable[tuple[str, torch.Tensor]]:
+    """Tensors that one is stored as: the gates of a layer's experts beside what they let through."""
+    stem, _, part = name.rpartition(".")
+    if part == "sinks" or ".norms." in name:
+        yield (f"{name}.weight" if part == "sinks" else name.replace(".norms.", ".")), tensor
+    elif part.startswith("down_proj") and stem.endswith("experts"):
+        bias = part.endswith("_bias")
+        yield f"{stem}.down_proj.{'bias' if bias else 'weight'}", tensor if bias else tensor.transpose(1, 2)
+    elif part.startswith("gate_up_proj"):
+        kind, turned = ("bias", tensor) if part.endswith("_bias") else ("weight", tensor.transpose(1, 2))
+        yield f"{stem}.gate_proj.{kind}", turned[:, ::2]
+        yield f"{stem}.up_proj.{kind}", turned[:, 1::2]
+    elif stem.endswith("input_linear"):
+        layer, _, whose = stem.removesuffix(".input_linear").rpartition(".")
+        for kind, half in zip(("gate", "up"), tensor.chunk(2, -2), strict=True):
+            yield f"{layer}.mlp.{'shared_expert' if whose == 'shared_mlp' else 'experts'}.{kind}_proj.weight", half
+    else:
+        yield name, tensor
 
 
 def _changed(tensor: torch.Tensor, name: str, config: Any, architecture: str) -> torch.Tensor:

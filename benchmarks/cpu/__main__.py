@@ -56,7 +56,8 @@ def main() -> None:
     """Measure, print, write."""
     warnings.simplefilter("ignore")
     cpus.settle()  # as a server does, before torch is imported
-    from benchmarks.common import RESULTS, table, write
+    from benchmarks.command_line import RESULTS
+    from benchmarks.common import table, write
     from benchmarks.cpu import forwards, neighbour, service
 
     budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 8.0

@@ -104,7 +104,8 @@ def rows(name: str, budget_s: float) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Measure the models that are named, or all; each row is printed and kept as it comes."""
     cpus.settle()  # as a server does, before torch is imported
-    from benchmarks.common import RESULTS, table, write
+    from benchmarks.command_line import RESULTS
+    from benchmarks.common import table, write
     from benchmarks.cpu.__main__ import provenance
 
     budget_s = float(sys.argv[1]) if len(sys.argv) > 1 else 4.0

@@ -15,16 +15,19 @@ from local_runner.host.host import Host, internal
 from local_runner.http import (
     adapter_calls,
     audio,
+    messages,
+    messages_events,
     oip_bodies,
     openai,
     openapi_bodies,
     responses,
     retrieval,
+    tei,
     tgi,
     tokens,
 )
 from local_runner.http.bodies import read_body
-from local_runner.protocol import oip
+from local_runner.protocol import messages_requests, oip, tei_requests
 from local_runner.protocol.errors import body_of, failure_of
 from scoring.errors import InvalidInput, InvalidJson, InvalidParameter, MiiAzureError
 from scoring.host_api import read_json
@@ -47,7 +50,7 @@ def build(host: Host) -> FastAPI:
     _add_scoring(app, host)
     _add_health(app, host)
     _add_protocol(app, host)
-    for each in (openai, responses, tgi, retrieval, tokens, audio, adapter_calls):
+    for each in (openai, responses, messages, tgi, tei, retrieval, tokens, audio, adapter_calls):
         each.add(app, host, lambda request: _sent(request, host.max_body))
     _add_schemas(app, host)
     return app
@@ -227,11 +230,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 def error_response(path: str, error: MiiAzureError) -> Response:
     """Response with the error's JSON body, in the shape that clients of `path` expect."""
+    if path.startswith(messages_requests.PATH):
+        return JSONResponse(messages_events.error_body(error), error.http_status, error.headers)
     if path.startswith(openai.PREFIX):
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     if path.startswith(oip.PREFIX):
         return JSONResponse(oip.error_body(error), error.http_status, error.headers)
-    if path.startswith(tgi.PREFIX):
+    if path.startswith(tgi.PREFIX) or path in tei_requests.PATHS:
         return JSONResponse(tgi.error_body(error), error.http_status, error.headers)
     return Response(body_of(error), error.http_status, error.headers, "application/json")
 

@@ -90,16 +90,26 @@ class _Form:
         self.key = key
         self._scored = sent.get("logprobs") is not None and sent["logprobs"] is not False  # 0 asks for them
         self._echo = sent.get("echo") is True
+        self._only_repeats = not self.chat and openai_requests.only_repeats(sent)
         self._prompt_scored = sent.get("prompt_logprobs") is not None
         self.head = {"id": f"{prefix}-{uuid.uuid4().hex}", "object": kind, "created": int(time.time())}
 
     def choice(self, index: int, entry: dict[str, Any], reason: str) -> dict[str, Any]:
         """Format one complete answer."""
         text = entry[self.key]
+        if self._only_repeats:
+            details = entry["details"]
+            text = text.removesuffix("".join(token["text"] for token in details["tokens"]))
+            none: dict[str, Any] = {name: [] for name in ("tokens", "top_tokens") if name in details}
+            entry, reason = {**entry, "details": details | none}, "length"
         said = {"message": _message(entry, text)} if self.chat else {"text": text}
         logprobs = self._logprobs(entry["details"]) if self._scored else None
         more = {} if self.chat else self.of_prompt(entry)
         return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **more}
+
+    def counted(self, used: dict[str, Any]) -> dict[str, Any]:
+        """Usage as the caller asked for it."""
+        return {**used, "completion_tokens": 0} if self._only_repeats else used
 
     def of_prompt(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Log-probabilities of the prompt, if asked for: of a chat its own field, of a completion each choice's."""
@@ -134,7 +144,10 @@ async def _generate(
         form.choice(index, entry, reason)
         for index, (entry, reason) in enumerate(zip(entries, used["finish_reasons"], strict=True))
     ]
+    for choice, stop in zip(choices, used.get("stop_reasons", ()), strict=False):
+        choice["stop_reason"] = stop
     more = form.of_prompt(entries[0]) if form.chat else {}
+    used = form.counted(used)
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used), **more})
 
 
@@ -153,7 +166,8 @@ async def _events(host: Host, answer: Answer, form: StreamFormat) -> AsyncIterat
 def _told(event: Event, form: StreamFormat) -> bytes:
     if "token" in event:
         return form.text(event)
-    return form.end(event["usage"]["finish_reasons"], _usage(event["usage"]))
+    used = event["usage"]
+    return form.end(used["finish_reasons"], _usage(used), used.get("stop_reasons"))
 
 
 async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]) -> Answer:

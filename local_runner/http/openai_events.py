@@ -55,14 +55,15 @@ class StreamFormat:
         self._offsets[index] += openai_logprobs.length(details)
         return self._event([{"index": index, **said, "logprobs": logprobs, "finish_reason": None}])
 
-    def end(self, reasons: list[str], usage: dict[str, Any]) -> bytes:
-        """Events after the last text: each answer's finish reason, and the usage if asked for."""
-        return b"".join(self._end(reasons, usage)) + DONE
+    def end(self, reasons: list[str], usage: dict[str, Any], stops: list[Any] | None = None) -> bytes:
+        """Events after the last text: each answer's finish reason with what stopped it, and the usage if asked for."""
+        return b"".join(self._end(reasons, usage, stops)) + DONE
 
-    def _end(self, reasons: list[str], usage: dict[str, Any]) -> Iterator[bytes]:
+    def _end(self, reasons: list[str], usage: dict[str, Any], stops: list[Any] | None) -> Iterator[bytes]:
         said: dict[str, Any] = {"delta": {}} if self._chat else {"text": ""}
         for index, reason in enumerate(reasons):
-            yield self._event([{"index": index, **said, "logprobs": None, "finish_reason": reason}])
+            stopped = {} if stops is None else {"stop_reason": stops[index]}
+            yield self._event([{"index": index, **said, "logprobs": None, "finish_reason": reason, **stopped}])
         if self._with_usage:
             yield sse({**self._head, "choices": [], "usage": usage})
 

@@ -2,13 +2,20 @@
 
 from typing import Any
 
-from local_runner.protocol import openai_requests, responses_requests, retrieval_requests, tgi_requests
+from local_runner.protocol import (
+    messages_requests,
+    openai_requests,
+    responses_requests,
+    retrieval_requests,
+    tgi_requests,
+)
 from local_runner.protocol.oip import INPUTS
 
-_READERS = (openai_requests, responses_requests, retrieval_requests)
+_READERS = (openai_requests, responses_requests, messages_requests, retrieval_requests)
 _TEXT = {"type": "string"}
 _TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS_OR_IDS = {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]}
 _GENERATION: dict[str, Any] = {
     "model": _TEXT,
     "stream": {"type": "boolean"},
@@ -81,6 +88,29 @@ _TOOLS: dict[str, Any] = {
     "parallel_tool_calls": {"type": "boolean"},
     "chat_template_kwargs": {"type": "object"},
 }
+_TURN = _object(
+    ["role", "content"],
+    role={"type": "string", "enum": ["user", "assistant"]},
+    content={"anyOf": [_TEXT, {"type": "array", "items": _object(["type"], type=_TEXT), "minItems": 1}]},
+)
+#: Of Anthropic's messages.
+_TURNS: dict[str, Any] = {
+    "model": _TEXT,
+    "messages": {"type": "array", "items": _TURN, "minItems": 1},
+    "system": {"anyOf": [_TEXT, {"type": "array", "items": _object(["type", "text"], type=_TEXT, text=_TEXT)}]},
+    "stop_sequences": {"type": "array", "items": {**_TEXT, "minLength": 1}, "maxItems": 16},
+    "stream": {"type": "boolean"},
+    "temperature": _GENERATION["temperature"],
+    "top_p": _GENERATION["top_p"],
+    "top_k": _GENERATION["top_k"],
+    "tools": {
+        "type": "array",
+        "items": _object(["name", "input_schema"], name=_TEXT, description=_TEXT, input_schema={"type": "object"}),
+    },
+    "tool_choice": _object(["type"], type={"type": "string", "enum": ["auto", "any", "tool", "none"]}, name=_TEXT),
+    "thinking": _object(["type"], type={"type": "string", "enum": ["enabled", "adaptive", "disabled"]}),
+    "output_config": {"type": "object", "properties": {"effort": _TEXT, "format": {"type": "object"}}},
+}
 _CONTINUED = _object(
     ["inputs"],
     inputs=_TEXT,
@@ -115,7 +145,7 @@ BODIES: dict[str, dict[str, Any]] = {
     ),
     "/v1/completions": _object(
         ["prompt"],
-        prompt={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+        prompt=_TEXTS_OR_IDS,
         echo={"type": "boolean"},
         logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         **_GENERATION,
@@ -156,12 +186,26 @@ BODIES: dict[str, dict[str, Any]] = {
         store={"const": False},
         metadata={"type": "object"},
     ),
+    "/v1/messages": _object(["messages", "max_tokens"], **_TURNS, max_tokens={"type": "integer", "minimum": 1}),
+    "/v1/messages/count_tokens": _object(["messages"], **_TURNS),
     "/generate": _CONTINUED,
     "/generate_stream": _CONTINUED,
+    "/embed": _object(["inputs"], inputs=_TEXTS_OR_IDS, truncate={"type": "boolean"}, normalize={"type": "boolean"}),
+    "/predict": _object(["inputs"], inputs={}, truncate={"type": "boolean"}, raw_scores={"type": "boolean"}),
+    "/similarity": _object(["inputs"], inputs=_object(["source_sentence", "sentences"]), parameters={"type": "object"}),
+    "/rerank": _object(
+        ["query", "texts"],
+        query=_TEXT,
+        texts={"type": "array", "items": _TEXT, "minItems": 1},
+        truncate={"type": "boolean"},
+        raw_scores={"type": "boolean"},
+        return_text={"type": "boolean"},
+    ),
     "/v1/embeddings": _object(
         ["input"],
         model=_TEXT,
-        input={"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+        input=_TEXTS_OR_IDS,
+        truncate_prompt_tokens={"type": "integer", "enum": [-1]},
         encoding_format={"type": "string", "enum": ["float", "base64"]},
         dimensions={"type": "integer", "minimum": 1},
         truncate={"type": "boolean"},

@@ -22,22 +22,28 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.post("/v2/rerank", include_in_schema=False)
     @app.post("/v1/rerank", summary="Order documents by how well they answer a query")
     async def rerank(request: Request) -> Response:
-        sent = await body(request)
-        with in_words_of("query", "documents"):
-            answer, used = await score_of(host, request.headers, retrieval_requests.rerank(sent, host.deployment))
-        return JSONResponse(_ranking(sent, answer, used, host.deployment.name, request.url.path[2:3]))
+        return await reranked(host, request, await body(request))
 
     @app.post("/v1/score", summary="Score pairs of texts")
     async def score(request: Request) -> Response:
         sent = await body(request)
-        paired = isinstance(sent.get("text_1"), list) and len(sent["text_1"]) > 1
-        with in_words_of("text_1", "text_2", paired):
+        first, second = retrieval_requests.sides(sent)
+        paired = isinstance(sent.get(first), list) and len(sent[first]) > 1
+        with in_words_of(first, second, paired):
             answer, used = await score_of(host, request.headers, retrieval_requests.score(sent, host.deployment))
         data = [{"index": at, "object": "score", "score": each} for at, each in enumerate(in_order(answer))]
         head = {"id": f"score-{uuid.uuid4().hex}", "object": "list", "created": int(time.time())}
         tokens = used["prompt_tokens"]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens, "completion_tokens": 0}
         return JSONResponse({**head, "model": host.deployment.name, "data": data, "usage": usage})
+
+
+async def reranked(host: Host, request: Request, sent: dict[str, Any]) -> Response:
+    """Answer to a body of /v1/rerank."""
+    with in_words_of("query", "documents"):
+        answer, used = await score_of(host, request.headers, retrieval_requests.rerank(sent, host.deployment))
+    version = request.url.path[2:3] if request.url.path.startswith("/v") else "1"
+    return JSONResponse(_ranking(sent, answer, used, host.deployment.name, version))
 
 
 async def score_of(

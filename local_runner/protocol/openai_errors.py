@@ -30,10 +30,15 @@ def in_words_of(sent: Mapping[str, Any], inputs: str) -> Iterator[None]:
     except MiiAzureError as error:
         names = {ours: _sent_as(ours, sent) for ours in NAMES}
         error.message, error.hint = (
-            _NESTED.sub(r"\1", _WORD.sub(lambda found: names[found[1]], text)) for text in (error.message, error.hint)
+            in_callers_words(_WORD.sub(lambda found: names[found[1]], text)) for text in (error.message, error.hint)
         )
         error.where = _place(error.where, names, sent, inputs)
         raise
+
+
+def in_callers_words(text: str) -> str:
+    """A sentence whose parameters stand at the top of the body, as callers of /v1 send them."""
+    return _NESTED.sub(r"\1", text)
 
 
 def _sent_as(ours: str, sent: Mapping[str, Any]) -> str:

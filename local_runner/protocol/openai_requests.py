@@ -43,7 +43,7 @@ _MARKS = {
 _READ = {
     "/v1/completions": {"model", "prompt", "echo", "logprobs", "stream", "stream_options"},
     "/v1/chat/completions": {"model", "messages", "logprobs", "top_logprobs", "stream", "stream_options"},
-    "/v1/embeddings": {"model", "input"},
+    "/v1/embeddings": {"model", "input", "truncate_prompt_tokens"},
 }
 #: Values that request nothing; any other value of these fields requests a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -95,11 +95,23 @@ def completion(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
         raise InvalidParameter("A stream repeats texts, and this prompt is token ids.", "Send a text.", "echo")
     own = _parameters(sent, "/v1/completions") | _adapter(sent, deployment)
     parameters = {"max_new_tokens": COMPLETION_TOKENS, **own, **_completion_details(sent)}
+    if only_repeats(sent):
+        if sent.get("stream") is True:
+            raise InvalidParameter("A prompt alone is not streamed.", 'Leave out "stream".', "max_tokens")
+        parameters |= {"max_new_tokens": 1, "return_details": True}  # the details tell what to leave out
     if deployment.task == "text-generation":
         parameters["return_full_text"] = sent.get("echo") is True
     elif sent.get("echo"):
         raise InvalidParameter(f"{deployment.task} does not repeat its input.", 'Leave out "echo".', "echo")
     return _canonical(sent, prompts, parameters)
+
+
+def only_repeats(sent: dict[str, Any]) -> bool:
+    """Return True for a completion of no tokens, which is its prompt: what scores texts asks for its log-probabilities.
+
+    The script generates one token, which is left out of the answer.
+    """
+    return sent.get("echo") is True and type(sent.get("max_tokens")) is int and sent["max_tokens"] == 0
 
 
 def _is_tokens(prompt: Any) -> bool:
@@ -139,8 +151,18 @@ def embeddings(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
         raise InvalidParameter("encoding_format is float or base64.", where="encoding_format")
     # A list of token vectors is no embedding; feature-extraction returns those by default.
     pooled = {"pooling": "model"} if deployment.task == "feature-extraction" else {}
-    parameters = {**pooled, **_parameters(sent, "/v1/embeddings")}
+    parameters = {**pooled, **_parameters(sent, "/v1/embeddings"), **cut_at_context(sent)}
     return {"inputs": inputs, "parameters": parameters, "options": {"usage": True}}
+
+
+def cut_at_context(sent: dict[str, Any]) -> dict[str, Any]:
+    """Parameter of vLLM's `truncate_prompt_tokens` of texts that are not continued: -1 cuts them at the context."""
+    most = sent.get("truncate_prompt_tokens")
+    if most not in (None, -1) or isinstance(most, bool):
+        raise InvalidParameter(
+            "truncate_prompt_tokens is not served with that value.", "-1 cuts at the context.", "truncate_prompt_tokens"
+        )
+    return {} if most is None else {"truncation": True}
 
 
 def answered_as(sent: dict[str, Any], deployment: Deployment) -> str:

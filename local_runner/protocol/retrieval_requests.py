@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from local_runner.protocol.openai_requests import check_served
+from local_runner.protocol.openai_errors import in_callers_words
+from local_runner.protocol.openai_requests import check_served, cut_at_context
 from scoring.errors import InvalidInput, InvalidParameter, MiiAzureError
 from scoring.host_api import Deployment
 
@@ -21,6 +22,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "relevant_spans": (),
     "overlap_tokens": (),
 }
+#: The two fields of a score request, by each of vLLM's names.
+_SIDES = (("text_1", "text_2"), ("queries", "documents"), ("data_1", "data_2"))
 _RENAMED = {"top_n": "top_k", "instruct": "instruction"}
 _PLACE = re.compile(r"inputs(?:\[(\d+)\])?(?:\.(query|source_sentence|texts|sentences))?(?:[.\[](\d+)\]?)?")
 
@@ -55,24 +58,25 @@ def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
 def score(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /v1/score: one text with each of a list, or two lists text by text."""
     check_served(sent, deployment, TASKS, "/v1/score")
-    first, second = (_texts(sent.get(name), name) for name in ("text_1", "text_2"))
-    most = sent.get("truncate_prompt_tokens")
-    if most not in (None, -1):
-        raise InvalidParameter(
-            "truncate_prompt_tokens is not served with that value.", "-1 cuts at the context.", "truncate_prompt_tokens"
-        )
+    names = sides(sent)
+    first, second = (_texts(sent.get(name), name) for name in names)
     if len(first) not in (1, len(second)):
         raise InvalidInput(
-            f"There are {len(first)} and {len(second)} texts.", "Send one text, or as many as of text_2.", "text_1"
+            f"There are {len(first)} and {len(second)} texts.",
+            f"Send one text, or as many as of {names[1]}.",
+            names[0],
         )
-    parameters = _parameters(sent, {"text_1", "text_2", "truncate_prompt_tokens"})
-    if most is not None:
-        parameters["truncation"] = True
+    parameters = _parameters(sent, set(names))
     if len(first) == 1:
         return _canonical(_compared(first[0], second, deployment), parameters)
     return _canonical(
         [_compared(one, [other], deployment) for one, other in zip(first, second, strict=True)], parameters
     )
+
+
+def sides(sent: dict[str, Any]) -> tuple[str, str]:
+    """Names of the two fields whose texts a body of /v1/score compares."""
+    return next((names for names in _SIDES if any(sent.get(name) is not None for name in names)), _SIDES[0])
 
 
 def _compared(text: str, others: list[str], deployment: Deployment) -> dict[str, Any]:
@@ -127,7 +131,9 @@ def in_words_of(first: str, second: str, paired: bool = False) -> Iterator[None]
         name = error.where.removeprefix("parameters.")
         if name != error.where:
             error.where = "top_n" if name == "top_k" else name
+            error.hint = in_callers_words(error.hint)
         elif found := _PLACE.match(error.where):
+            error.hint = in_callers_words(error.hint)
             item, part, index = found.groups()
             number = item if paired else index
             own = first if part in ("query", "source_sentence") else second
@@ -137,8 +143,9 @@ def in_words_of(first: str, second: str, paired: bool = False) -> Iterator[None]
 
 
 def _parameters(sent: dict[str, Any], read: set[str]) -> dict[str, Any]:
-    done = {"model", *read, *_MARKS, *_NEUTRAL}
-    return {_RENAMED.get(name, name): value for name, value in sent.items() if value is not None and name not in done}
+    done = {"model", "truncate_prompt_tokens", *read, *_MARKS, *_NEUTRAL}
+    own = {_RENAMED.get(name, name): value for name, value in sent.items() if value is not None and name not in done}
+    return own | cut_at_context(sent)
 
 
 def _text(document: Any, where: str) -> str:

@@ -11,6 +11,7 @@ _PROMPT = {
     "continue_final_message": False,
     "chat_template_kwargs": {},
     "tools": [],
+    "reasoning_effort": None,
 }
 _READ = {"model", "prompt", "messages", "tokens", "add_special_tokens", "return_token_strs", *_PROMPT}
 

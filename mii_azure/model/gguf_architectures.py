@@ -13,6 +13,8 @@ from mii_azure.model.gguf_header import Entry, Header
 
 #: What undoes how a tensor is stored; the rest is in gguf_order.py.
 _UNDO = ("T", "row", "axis", "each", "grouped", "one", "decay", "heads", "values", "mixed", "convolved", "columns")
+#: Halves of one tensor of transformers, which are stored apart: rows one after the other, or columns in turns.
+_FIRST, _SECOND = ("upper", "even"), ("lower", "odd")
 _OF_MODEL = ("token_embd", "output", "position_embd")
 
 
@@ -35,6 +37,7 @@ class Architecture(BaseModel):
     rope: bool = True
     partial_rope: bool = False
     window_rope: float | None = None  # base of the layers that see a window
+    yarn: dict[str, Any] = {}  # numbers of YaRN that every published model of the architecture has
     no_rope_every: int | None = None
     full_every: int | None = None  # of these layers one sees all keys
     scaled_by_width_at: int | None = None  # layers of the one model whose scale is by its width, not by its heads'
@@ -49,20 +52,41 @@ class TensorPlace(NamedTuple):
 
     name: str  # with {} for an expert's number
     shape: tuple[int, ...]  # of all experts
-    undo: str  # one of _UNDO, or ""
+    undo: str  # one of _UNDO, or a half, or ""
 
     @property
     def wide(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes in a checkpoint of transformers."""
-        if self.undo != "each":
-            yield self.name, self.shape
-        else:
+        """Names and shapes in a checkpoint of transformers; two halves are one there, counted with the first."""
+        if self.undo == "each":
             yield from ((self.name.format(expert), self.shape[1:]) for expert in range(self.shape[0]))
+        elif self.undo not in _SECOND:
+            yield self.name, self.shape
+
+    @property
+    def is_half(self) -> bool:
+        """True if another stored tensor has the rest of transformers'."""
+        return self.undo in (*_FIRST, *_SECOND)
+
+    @property
+    def within(self) -> tuple[slice, ...]:
+        """Part of transformers' tensor that this one is; all of it but for a half."""
+        start = int(self.undo in _SECOND)
+        if self.undo in ("upper", "lower"):
+            half = self.shape[-2] // 2
+            return (..., slice(start * half, (start + 1) * half), slice(None))  # type: ignore[return-value]
+        return (..., slice(start, None, 2)) if self.is_half else (...,)  # type: ignore[return-value]
 
     @property
     def stored(self) -> tuple[int, ...]:
         """Shape in the GGUF file."""
-        return self.shape[::-1] if self.undo == "T" else self.shape
+        *more, rows, columns = 1, 1, *self.shape
+        if self.undo in ("upper", "lower"):
+            rows //= 2
+        if self.undo in ("even", "odd"):
+            columns //= 2
+        if self.undo == "T" or (self.undo in ("even", "odd") and len(self.shape) == 3):
+            rows, columns = columns, rows
+        return (*more, rows, columns)[-len(self.shape) :]
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """True if a stored tensor has the place's shape, or the one without an axis of 1."""
@@ -120,7 +144,7 @@ def has_tensor(tensors: list[Entry], name: str) -> bool:
 
 def _place(told: str, sizes: Mapping[str, int]) -> TensorPlace:
     name, *words = told.split()
-    undo = words.pop() if words[-1] in _UNDO else ""
+    undo = words.pop() if words[-1] in (*_UNDO, *_FIRST, *_SECOND) else ""
     shape = tuple(sum(int(part) if part.isdigit() else sizes[part] for part in word.split("+")) for word in words)
     return TensorPlace(name, shape, undo)
 

@@ -35,6 +35,8 @@ _READ = frozenset(
         "rope.scaling.factor",
         "rope.scaling.original_context_length",
         "rope.scaling.attn_factor",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
     ]
 )
 #: Keys that change no answer: whether a scale was trained with, and what embeddings are made of.
@@ -66,7 +68,8 @@ def config_of(header: Header, found: Architecture) -> dict[str, Any]:
                 ORIGINAL,
             )
     epsilons = (key for key in found.settings if key.endswith("_epsilon"))
-    usual = (key for key in (*_SIZES.values(), "block_count", "attention.head_count") if key in found.settings)
+    sizes = (*_SIZES.values(), "block_count", "attention.head_count", "expert_count", "expert_used_count")
+    usual = (key for key in sizes if key in found.settings)
     for key in (*usual, *epsilons, *found.required):
         if header.get(key) is None:
             raise _unusual(header, f"they have no {header.architecture}.{key}")
@@ -92,8 +95,15 @@ def sizes_of(header: Header, config: dict[str, Any]) -> dict[str, int]:
     heads, width = number(header, "attention.head_count"), _width(header)
     groups = _groups(header)
     sizes |= {"d": width, "n": heads, "g": groups, "q": heads * width, "k": groups * width}
-    more = {"e": ("num_experts", "num_local_experts"), "m": ("moe_intermediate_size",), "v": ("vocab_size",)}
-    more |= {"s": ("shared_expert_intermediate_size",), "c": ("linear_conv_kernel_dim", "conv_L_cache")}
+    more = {
+        "e": ("num_experts", "num_local_experts"),
+        "m": ("moe_intermediate_size", "intermediate_size"),
+        "v": ("vocab_size",),
+    }
+    more |= {
+        "s": ("shared_expert_intermediate_size", "shared_intermediate_size"),
+        "c": ("linear_conv_kernel_dim", "conv_L_cache"),
+    }
     more |= {"H": ("linear_num_value_heads",), "y": ("linear_value_head_dim",)}
     for letter, names in more.items():
         sizes[letter] = next((config[name] for name in names if name in config), 0)
@@ -220,7 +230,9 @@ def _add_linear(header: Header, config: dict[str, Any]) -> None:
 def _add_layers(header: Header, found: Architecture, config: dict[str, Any]) -> None:
     """Add what differs from layer to layer, which most files leave to the architecture."""
     blocks = range(1, layers_of(header) + 1) if found.full_every or found.no_rope_every else ()
-    if found.full_every:
+    if found.full_every and "attention.sliding_window" in found.settings and not header.get("attention.sliding_window"):
+        config |= {"sliding_window": None, "layer_types": ["full_attention"] * len(blocks)}
+    elif found.full_every:
         told = next((header.get(key) for key in _PATTERNS if header.get(key)), found.full_every)
         few = told if isinstance(told, list) else [block % told != 0 for block in blocks]
         if len(few) != len(blocks):
@@ -265,7 +277,16 @@ def _scaling(header: Header, found: Architecture) -> dict[str, Any]:
     plain = not found.partial_rope and header.get("rope.scaling.attn_factor") in (None, 1.0)
     if plain and factor and (kind == "linear" or (kind == "yarn" and original)):
         told = {"rope_type": kind, "factor": float(_checked(header, "rope.scaling.factor", factor))}
-        return told | ({"original_max_position_embeddings": original} if kind == "yarn" else {})
+        return told | (_yarn(header, found, original) if kind == "yarn" else {})
     raise NotAvailable(
         f"{header.file.name} scales its positions ({kind}) by numbers that are not read from GGUF.", ORIGINAL
     )
+
+
+def _yarn(header: Header, found: Architecture, original: int) -> dict[str, Any]:
+    """Numbers of YaRN beside its factor; what a file does not tell is transformers' own, but for an architecture's."""
+    told = {key: header.get(f"rope.scaling.yarn_{key}") for key in ("beta_fast", "beta_slow")}
+    betas = {
+        key: float(_checked(header, f"rope.scaling.yarn_{key}", each)) for key, each in told.items() if each is not None
+    }
+    return {"original_max_position_embeddings": original} | found.yarn | betas

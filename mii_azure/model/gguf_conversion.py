@@ -19,7 +19,7 @@ from mii_azure.model.gguf_tokenizer import ends_of, tokenizer_of
 from mii_azure.model.model_cache import made_once
 from mii_azure.model.resolved import INDEX, WEIGHTS
 
-REVISION = 2  # raise it when something else is written: the old folders are then left aside
+REVISION = 3  # raise it when something else is written: the old folders are then left aside
 SHARD_BYTES = 2_000_000_000
 
 
@@ -116,8 +116,26 @@ def _widened(found: GgufFile, tensor: Entry, place: TensorPlace) -> Iterator[tup
     import torch
     from gguf.quants import dequantize
 
+    if place.is_half:
+        yield from _joined(found, place)
+        return
     data, dtype = stored(tensor), getattr(torch, found.dtype)
     parts = data if place.undo == "each" else [data]
     for (name, shape), part in zip(place.wide, parts, strict=True):
         weights = in_order(found.found, found.config, tensor.name, place.undo, dequantize(part, tensor.kind))
         yield name, torch.from_numpy(weights.reshape(shape).copy()).to(dtype).contiguous()
+
+
+def _joined(found: GgufFile, place: TensorPlace) -> Iterator[tuple[str, Any]]:
+    """Tensor of transformers of two halves that are stored apart, told of with the first; one is wide at a time."""
+    import torch
+    from gguf.quants import dequantize
+
+    for name, shape in place.wide:
+        whole = torch.empty(shape, dtype=getattr(torch, found.dtype))
+        for tensor, half in found.placed:
+            if half.name == name:
+                weights = dequantize(stored(tensor), tensor.kind)
+                ordered = in_order(found.found, found.config, tensor.name, half.undo, weights)
+                whole[half.within] = torch.from_numpy(ordered.copy())
+        yield name, whole

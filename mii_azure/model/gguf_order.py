@@ -12,8 +12,10 @@ def in_order(found: Architecture, config: Mapping[str, Any], name: str, undo: st
     """Numbers of a tensor in transformers' order: by its own undoing, else transformers' of the architecture."""
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS
 
-    if undo == "T":
-        return weights.T
+    if undo == "T" or (undo in ("even", "odd") and weights.ndim == 3):
+        return weights.swapaxes(-1, -2)
+    if undo in ("even", "odd", "upper", "lower"):
+        return weights
     if undo == "one":
         return weights - 1
     if undo == "grouped":

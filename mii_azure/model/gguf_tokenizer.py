@@ -135,7 +135,7 @@ def _split(name: str, way: Mapping[str, Any]) -> Any:
         return pre_tokenizers.Sequence([pre_tokenizers.Punctuation("contiguous"), usual, digits, three])
     if way.get("split") == "words":
         return usual
-    split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
+    split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[way.get("split", name)]), behavior="isolated")
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.engine.row import Row, generated
-from scoring.generation.detokenizer import stop_at
+from scoring.generation.detokenizer import first_stop, stop_at
 from scoring.tasks.base import Task
 
 TELL_VARIABLE = "MII_AZURE_TELL_CACHED_TOKENS"
@@ -19,7 +19,8 @@ def tells_cached_tokens() -> bool:
 def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, Any]:
     """Prompt tokens of all rows, and which inputs truncation cut, if any.
 
-    For generative tasks also completion tokens and each answer's finish reason; of speech completion tokens.
+    For generative tasks also completion tokens, each answer's finish reason, and which stop text or token ended it; of
+    speech completion tokens.
     """
     counted: dict[str, Any] = {"prompt_tokens": sum(row.prompt_tokens for row in rows if not row.answer)}
     if cut := sorted({row.item for row in rows if row.cut}):
@@ -30,6 +31,10 @@ def usage(task: Task, rows: Sequence[Row], outputs: Sequence[Any]) -> dict[str, 
         if tells_cached_tokens():
             counted["cached_tokens"] = sum(row.cached for row in rows if not row.answer)
         counted["finish_reasons"] = [reason for _, reason in ended]
+        if any(row.parameters.stop or row.parameters.stop_ids for row in rows):
+            counted["stop_reasons"] = [
+                _stopped_by(task, row, tokens) for row, output in zip(rows, outputs, strict=True) for tokens in output
+            ]
     elif made := sum(generated(output) for row, output in zip(rows, outputs, strict=True) if row.new_tokens):
         counted["completion_tokens"] = made
     return counted
@@ -43,6 +48,15 @@ def _end(task: Any, row: Row, tokens: list[int]) -> tuple[int, str]:
     reason = _reason(task, row, tokens)
     called = reason == "stop" and row.parameters.reply.tools and task.calls(row, tokens)
     return len(tokens), "tool_calls" if called else reason
+
+
+def _stopped_by(task: Any, row: Row, tokens: list[int]) -> str | int | None:
+    """The caller's stop text or token that ended an answer, if one did."""
+    settings = row.parameters
+    if tokens and tokens[-1] in settings.stop_ids:
+        return tokens[-1]
+    found = first_stop(task.tokenizer.decode(tokens, skip_special_tokens=True), settings.stop)
+    return None if found is None else found[1]
 
 
 def _reason(task: Any, row: Row, tokens: list[int]) -> str:

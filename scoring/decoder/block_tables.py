@@ -64,6 +64,10 @@ class BlockTables:
         """Blocks of a slot, group after group, each in order; without those that it gave up."""
         return self._slots[slot].own()
 
+    def room(self, slot: int) -> int:
+        """Tokens for which a slot has blocks, those of them included that it gave up."""
+        return BLOCK * len(self._slots[slot].blocks[0])
+
     def more(self, slot: int, length: int, piece: int) -> int:
         """Number of blocks beyond its own that a slot has at most until it holds `length` tokens.
 

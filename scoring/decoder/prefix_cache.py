@@ -10,6 +10,7 @@ have all of its blocks, and those with a window the ones that the next token see
 the former, or where there are none, of the first group.
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,11 +34,28 @@ class Node:
     parent: "Node | None"
     blocks: list[dict[int, None]] = field(default_factory=list)  # of each group, all that hold their keys and values
     children: dict[Tokens, "Node"] = field(default_factory=dict)
-    alike: dict[Tokens, dict[Tokens, "Node"]] = field(default_factory=dict)  # children by their first tokens
+    order: list[Tokens] = field(default_factory=list)  # the children's tokens, sorted
 
-    def start(self, tokens: Sequence[int]) -> Tokens:
-        """Return a child's first tokens: as many as the shortest match has."""
-        return tuple(tokens[: 1 if self.tokens else MIN_PREFIX_TOKENS])
+    def closest(self, tokens: Tokens) -> tuple["Node | None", int]:
+        """Return the child that shares the most leading tokens with these, and their number; None if none shares any.
+
+        It stands right before or behind the place that they would have among the sorted ones.
+        """
+        best, most = None, 0
+        at = bisect_left(self.order, tokens)
+        for own in self.order[max(0, at - 1) : at + 1]:
+            if (found := common_prefix(own, tokens)) > most:
+                best, most = self.children[own], found
+        return best, most
+
+    def add(self, child: "Node") -> None:
+        """Make a node a child of this one."""
+        self.children[child.tokens] = child
+        insort(self.order, child.tokens)
+
+    def remove(self, child: "Node") -> None:
+        """Forget a child."""
+        del self.children[child.tokens], self.order[bisect_left(self.order, child.tokens)]
 
 
 class Match(NamedTuple):
@@ -86,8 +104,8 @@ class PrefixCache:
         above = parent or self._roots.setdefault(salt, Node((), None))
         node = above.children.get(key)
         if node is None:
-            node = above.children[key] = Node(key, above, [{} for _ in range(self._groups)])
-            above.alike.setdefault(above.start(key), {})[key] = node
+            node = Node(key, above, [{} for _ in range(self._groups)])
+            above.add(node)
         for group, block in enumerate(blocks):
             if block >= 0:
                 node.blocks[group][block] = None
@@ -107,11 +125,10 @@ class PrefixCache:
             node = child
             whole.append(node)
         rest = tuple(ids[len(whole) * BLOCK : min(last, (len(whole) + 1) * BLOCK)]) if not whole_only else ()
-        best, most = None, 0
-        for tokens, child in node.alike.get(node.start(rest), {}).items() if rest else ():
-            if (found := common_prefix(tokens, rest)) > most:
-                best, most = child, found
-        return self._within_windows(Match(whole, best, most))
+        found, most = node.closest(rest)
+        if most < (1 if whole else MIN_PREFIX_TOKENS):
+            return self._within_windows(Match(whole))
+        return self._within_windows(Match(whole, found, most))
 
     def _within_windows(self, found: Match) -> Match:
         """Cut a prefix until groups with a window have what the token after it sees."""
@@ -138,11 +155,8 @@ class PrefixCache:
             self._detach(node)
 
     def _detach(self, node: Node) -> None:
-        if (parent := node.parent) is not None:
-            start = parent.start(node.tokens)
-            del parent.children[node.tokens], parent.alike[start][node.tokens]
-            if not parent.alike[start]:
-                del parent.alike[start]
+        if node.parent is not None:
+            node.parent.remove(node)
         below = [node]
         while below:
             one = below.pop()
@@ -150,7 +164,7 @@ class PrefixCache:
             for block in (block for own in one.blocks for block in own):
                 del self._nodes[block]
                 self._pool.forget(block)
-            one.parent, one.blocks, one.children, one.alike = None, [], {}, {}
+            one.parent, one.blocks, one.children, one.order = None, [], {}, []
 
 
 def first_seen(window: int, tokens: int) -> int:

@@ -222,7 +222,13 @@ class Machine:
 _machine = lru_cache(maxsize=64)(Machine)  # rows of a request, and often requests of a client, share one
 
 
+def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+    """The first completed stop text, and the index at which it begins; None without one."""
+    found = [(at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1:] if found else None
+
+
 def stop_at(text: str, stops: Sequence[str]) -> int | None:
     """Index at which the first completed stop text begins; None without one."""
-    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+    found = first_stop(text, stops)
+    return None if found is None else found[0]

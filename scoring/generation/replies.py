@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.generation.tool_formats import THINK, ToolFormat
+from scoring.generation.braced_calls import BracedCall
+from scoring.generation.tagged_calls import TaggedCall, Typed
+from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
 _CALL_KEYS = ("name", "id", "type")
 Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a stream's events
@@ -23,6 +25,8 @@ class ReplyForm:
     opened: bool = False  # the prompt ends within a thought
     tools: tuple[str, ...] = ()  # names that may be called
     format: ToolFormat | None = None
+    typed: Typed = frozenset()  # of arguments that stand between tags
+    marks: Marks = THINK  # of a thought
 
     @property
     def plain(self) -> bool:
@@ -109,7 +113,7 @@ class ReplyParser:
         self._seed, self._answer = seed, answer
         self._text = ""  # not yet told
         self._stage = "thought" if form.opened else "start"
-        self._call: PartialCall | None = None
+        self._call: PartialCall | TaggedCall | BracedCall | None = None
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
@@ -134,18 +138,19 @@ class ReplyParser:
     def _start(self, last: bool) -> list[Part]:
         """Parse an answer before its first character that is not a blank."""
         begun = self._text.lstrip()
-        if self._form.thinks and begun.startswith(THINK[0]):
-            self._text, self._stage = begun.removeprefix(THINK[0]), "thought"
-        elif last or not (self._form.thinks and THINK[0].startswith(begun)):
+        mark = self._form.marks[0]
+        if self._form.thinks and begun.startswith(mark):
+            self._text, self._stage = begun.removeprefix(mark), "thought"
+        elif last or not (self._form.thinks and mark.startswith(begun)):
             self._stage = "first"
         return []
 
     def _thought(self, last: bool) -> list[Part]:
-        inside, mark, rest = self._text.partition(THINK[1])
+        inside, mark, rest = self._text.partition(self._form.marks[1])
         if mark:
             self._text, self._stage = rest, "thought_over"
             return [{"reasoning_content": inside}]
-        return self._tell("reasoning_content", 0 if last else _held(inside, THINK[1]))
+        return self._tell("reasoning_content", 0 if last else _held(inside, self._form.marks[1]))
 
     def _thought_over(self, last: bool) -> list[Part]:
         self._text = self._text.lstrip()
@@ -164,36 +169,43 @@ class ReplyParser:
         if not self._form.tools or form is None:
             self._stage = "said"
             return []
-        mark = form.begin
+        mark, at = form.begin, form.start(self._text) if form.opening else -1
         if mark and begun.startswith(mark):
             self._stage = "said"
-        elif begun.lstrip("[ \n")[:1] == "{":
-            self._begin(self._text)
-        elif last or (begun and begun.strip("[ \n") and not mark.startswith(begun)):
+        elif at is not None and at >= 0:
+            self._begin(self._text, at)
+        elif last or (at == -1 and begun and not mark.startswith(begun)):
             self._stage = "said"
         return []
 
     def _said(self, last: bool) -> list[Part]:
-        mark = self._form.format.begin if self._form.tools and self._form.format else ""
-        if not mark:
+        form = self._form.format
+        mark = form.begin if self._form.tools and form else ""
+        if form is None or not mark:
             return self._tell("text", 0)
         before, found, rest = self._text.partition(mark)
         if not found:
             return self._tell("text", 0 if last else _held(before, mark))
-        begun = rest.lstrip(" \n[")
-        if begun[:1] == "{":
-            self._begin(mark + rest)
-        elif begun or last:  # the mark, and no call
+        at = form.start(rest)
+        if at is not None and at >= 0:
+            self._begin(mark + rest, len(mark) + at)
+        elif at == -1 or last:  # the mark, and no call
             before, self._text = before + mark, rest
         else:
             self._text = mark + rest
         return [{"text": before}] if before else []
 
-    def _begin(self, text: str) -> None:
-        """Begin a call at the first brace; what stands before it is text again if that is no call."""
-        assert self._form.format is not None
-        self._lead, brace, rest = text.partition("{")
-        self._call, self._sent, self._text, self._stage = PartialCall(self._form.format.key), 0, brace + rest, "calling"
+    def _begin(self, text: str, at: int) -> None:
+        """Begin a call at this character; what stands before it is text again if that is no call."""
+        form = self._form.format
+        assert form is not None
+        self._call = self._new_call(form)
+        self._lead, self._text, self._sent, self._stage = text[:at], text[at:], 0, "calling"
+
+    def _new_call(self, form: ToolFormat) -> "PartialCall | TaggedCall | BracedCall":
+        if form.quote:
+            return BracedCall(form.quote)
+        return PartialCall(form.key) if form.tags is None else TaggedCall(form.tags, self._form.typed)
 
     def _calling(self, last: bool) -> list[Part]:
         call = self._call
@@ -212,10 +224,11 @@ class ReplyParser:
         parts = [self._told(call)] if known else []
         if call.ended:
             self._calls += 1
-            self._stage = "between"
+            own = self._form.format
+            self._stage = "call_over" if own and own.tags and own.tags.end == own.end else "between"
         return [part for part in parts if part]
 
-    def _told(self, call: PartialCall) -> Part:
+    def _told(self, call: PartialCall | TaggedCall | BracedCall) -> Part:
         """New parts of a call: at first its id and name, then more of its arguments."""
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
@@ -237,7 +250,7 @@ class ReplyParser:
         if form.end and rest.startswith(form.end):
             self._text, self._stage = rest.removeprefix(form.end), "call_over"
         elif rest[:1] == "{" and not form.end:
-            self._begin(rest)
+            self._begin(rest, 0)
         elif last or (rest and not form.end.startswith(rest)):
             self._text, self._stage = rest, "said"
         return []

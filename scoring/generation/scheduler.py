@@ -22,7 +22,6 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 from typing import Any
 
 from scoring.decoder.block_pool import BLOCK, blocks_of
@@ -33,6 +32,7 @@ from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.oom import free_memory, is_out_of_memory
 from scoring.engine.row import Done, Row
+from scoring.generation.block_budget import BlockBudget
 from scoring.generation.drafting import Drafting, Drafts
 from scoring.generation.enqueued import SLOW_MS, Asking, Enqueued, Tokens, UnderWay, measured, single
 from scoring.generation.sequence import RunningSequence, make_sequence
@@ -44,7 +44,6 @@ logger = logging.getLogger("mii_azure.scheduler")
 _PIECE_MS = 34.0  # of prompts in one step, if the decoder knows: with its own step, a stream waits less than 50 ms
 _ALONE_MS = 300.0  # if nobody decodes: of two such steps at most, which are under way, a newcomer has to wait
 _LEAST_PROMPT = 16  # tokens of a step reserved for prompts, however many rows decode
-_SHARE = 0.5  # share of the tokens a row may generate for which it needs room to be admitted
 
 
 class Scheduler:
@@ -60,14 +59,10 @@ class Scheduler:
         self.budget = STEP_TOKENS[device]
         self._task = task
         self._capacity = min(capacity, decoder.capacity)
-        groups, whole = decoder.groups.count, decoder.slots * decoder.tables.width
-        self._blocks = min(blocks_of(capacity) * groups, decoder.tables.pool.blocks)
-        self._bounded = self._blocks < whole * groups
-        self._spare = 2 * groups  # blocks of a row for its next token and a draft behind it
+        self._room = BlockBudget(decoder, capacity, self._piece)
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
         self._reuse = reuse
-        self._left = 0  # blocks that active rows leave of the capacity, once there is a bound
         self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
@@ -100,23 +95,11 @@ class Scheduler:
         if not self._free_slots:
             return False
         running = [*self._prefilling, *self._decoding]
-        if not self._bounded or not running:
-            return True
-        expected = self._needed(lambda r: max(self._holds(r), r.row.tokens + ceil(_SHARE * r.most)))
-        return expected + self.decoder.groups.blocks(tokens + ceil(_SHARE * more), self.budget) <= self._blocks
-
-    def _needed(self, tokens: Callable[[RunningSequence], int]) -> int:
-        """Blocks in use once each active row holds its `tokens`; those that rows share count once."""
-        tables, running = self.decoder.tables, (*self._prefilling, *self._decoding)
-        return tables.pool.used + sum(tables.more(each.slot, tokens(each), self._piece(each)) for each in running)
+        return not self._room.bounded or not running or self._room.takes(running, tokens, more, self.budget)
 
     def _piece(self, running: RunningSequence) -> int:
         """Most tokens of a row that one step computes."""
         return max(1 + running.drafted, min(self.budget, len(running.ids) - running.filled))
-
-    def _holds(self, running: RunningSequence) -> int:
-        """Tokens in a row's slot after its next step."""
-        return max(len(running.ids), self.decoder.lengths[running.slot] + running.drafted) + 1
 
     def add(self, row: Row, done: Done) -> None:
         """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
@@ -129,6 +112,7 @@ class Scheduler:
         else:
             self._added += 1
             self._prefilling.append(running)
+            self._room.joined(running)
             self._reused(running, running.filled)
             self._evict()
 
@@ -174,8 +158,7 @@ class Scheduler:
             self._tried(each, each.settle)
         going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
         going.sort(key=lambda running: running.slot)
-        spare = not self._bounded or self._left >= self._spare * len(going)
-        drafts = self._drafting.drafts(going, self._under_way, spare)
+        drafts = self._drafting.drafts(going, self._under_way, self._room.spares(len(going)))
         step = partial(self._speculate, drafts) if drafts else self._step
         stepped = [each for _, each in self._isolate_failures(going, step)]
         for running in going:
@@ -345,6 +328,7 @@ class Scheduler:
             if not running.failure:
                 show_end(self._task, running.row, [running.output])
             running.done(running.failure or [running.output])
+        self._room.changed()
         self._resume()
         lengths, rotary = self.decoder.lengths, self.decoder.rotary
         for running in [each for each in self._decoding if rotary.is_due(each.slot, lengths[each.slot])]:
@@ -365,6 +349,7 @@ class Scheduler:
                 running.done(error)
             else:
                 self._prefilling.insert(0, running)
+                self._room.changed()
 
     def _preempt(self) -> None:
         """Keep the slots' blocks within the capacity: evict cached ones first, then preempt the youngest rows."""
@@ -381,11 +366,8 @@ class Scheduler:
         self._decoding = [each for each in self._decoding if each is not running]
         self._free(running)
         self._preempted.appendleft(running)
+        self._room.changed()
 
     def _evict(self) -> int:
         """Evict cached blocks until the rest fits; return the blocks that active rows leave of the capacity."""
-        if not self._bounded:
-            return 0
-        self._left = self._blocks - self._needed(self._holds)
-        self.decoder.evict(max(self._left, 0))
-        return self._left
+        return self._room.evict((*self._prefilling, *self._decoding))

@@ -171,8 +171,8 @@ GENERIC_DECODE = Families(
             _STATE,
         ),
         **dict.fromkeys(
-            ("axk2", "deepseek_v32", "deepseek_v4", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text", "qwen4_exp",
-             "qwen4_exp_text"),
+            ("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4",
+             "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
             _INDEX,
         ),
         **dict.fromkeys(

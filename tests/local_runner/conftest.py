@@ -118,6 +118,7 @@ MODELS = {
     "tools": ("qwen2", "conversational"),
     "rerank": ("bert", "text-ranking"),
     "alike": ("bert", "sentence-similarity"),
+    "classes": ("bert", "text-classification"),
     "labels": ("bert", "zero-shot-classification"),
     "speech": ("whisper", "automatic-speech-recognition"),
 }

@@ -1,7 +1,7 @@
 """Finds out by one forward of a few tokens whether a model's attention is standard, and what each layer's is like."""
 
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +184,10 @@ class CallRecorder:
 
     def _window(self, module: Any, mask: Any, said: dict[str, Any]) -> int:
         if mask is not None:
-            return window_of(self._masked(mask), self._length, self._device)
+            function = self._masked(mask)
+            if all(each.numel() < 2 or each.shape[-1] >= self._length for each in _looked_at(function)):
+                return window_of(function, self._length, self._device)
+            return _told_window(function, said, self._device)
         if not (said.get("is_causal") or (said.get("is_causal") is None and getattr(module, "is_causal", True))):
             raise Unlike("its attention is not causal")
         if said.get("sliding_window"):
@@ -222,6 +225,26 @@ def _attention(q: Tensor, k: Tensor, said: dict[str, Any], window: int) -> Atten
         cap=float(said.get("softcap") or 0),
         sinks=sinks,
     )
+
+
+def _looked_at(found: Any) -> Iterator[Tensor]:
+    """Tensors that a mask function has enclosed: what it knows of each token, say."""
+    if isinstance(found, Tensor):
+        yield found
+    parts = found if isinstance(found, tuple | list) else getattr(found, "__closure__", None) or ()
+    for part in parts:
+        yield from _looked_at(getattr(part, "cell_contents", part))
+
+
+def _told_window(function: MaskFunction, said: dict[str, Any], device: torch.device) -> int:
+    """Keys that each query sees by what its layer says, 0 for all, of a mask that knows one forward's tokens alone.
+
+    Text tokens have nothing to themselves in it, so that it is causal; raises Unlike where that is not so.
+    """
+    window = int(said.get("sliding_window") or 0)
+    if window_of(function, _TOKENS, device) != (window if window < _TOKENS else 0):
+        raise Unlike("its mask is not that of the window that its layers tell")
+    return window
 
 
 def window_of(function: MaskFunction, length: int, device: torch.device) -> int:

@@ -146,3 +146,29 @@ def test_the_documents_table_of_fields_is_true() -> None:
     others = {"model", "prompt", "messages", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
     for path in ("/v1/completions", "/v1/chat/completions"):
         assert set(BODIES[path]["properties"]) - bound - others <= told
+
+
+def test_a_prompt_alone_is_repeated_and_scored(client: Client, base: Base) -> None:
+    """What scores texts asks for no tokens behind them."""
+    asked: Any = {"model": "gpt2", "echo": True}
+    ids = httpx.post(base("gpt2") + "/v1/tokenize", json={"prompt": "a fine day"}, trust_env=False).json()["tokens"]
+    for prompt in ("a fine day", ids, ["a fine day", "the quick"]):
+        for logprobs in (None, 0, 2):
+            own = {**asked, "prompt": prompt, "logprobs": logprobs}
+            alone = client("gpt2").completions.create(**own, max_tokens=0)
+            longer = client("gpt2").completions.create(**own, max_tokens=1)
+            assert alone.usage is not None and alone.usage.completion_tokens == 0
+            assert alone.usage.total_tokens == alone.usage.prompt_tokens
+            for one, other in zip(alone.choices, longer.choices, strict=True):
+                assert one.text and other.text.startswith(one.text) and one.finish_reason == "length"
+                if one.logprobs is None or other.logprobs is None:
+                    assert one.logprobs is other.logprobs is None
+                    continue
+                many = len(one.logprobs.tokens or [])
+                assert "".join(one.logprobs.tokens or []) == one.text
+                assert one.logprobs.token_logprobs == (other.logprobs.token_logprobs or [])[:many]
+                assert one.logprobs.top_logprobs == (other.logprobs.top_logprobs and other.logprobs.top_logprobs[:many])
+    for more in ({"stream": True}, {"echo": False}):
+        body = {"prompt": "a", "max_tokens": 0, "echo": True, **more}
+        refused = httpx.post(base("gpt2") + "/v1/completions", json=body, trust_env=False)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_tokens")

@@ -139,3 +139,20 @@ def test_the_document_describes_both(http: httpx.Client) -> None:
     paths = http.get("/openapi.json").json()["paths"]
     for path in ("/v1/rerank", "/v1/score"):
         assert paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]["required"]
+
+
+def test_the_two_sides_have_each_of_vllms_names(http: httpx.Client) -> None:
+    expected = http.post("/v1/score", json={"text_1": QUERY, "text_2": TEXTS}).json()["data"]
+    for first, second in (("queries", "documents"), ("data_1", "data_2")):
+        assert http.post("/v1/score", json={first: QUERY, second: TEXTS}).json()["data"] == expected
+        refused = http.post("/v1/score", json={first: [QUERY] * 2, second: TEXTS[:1]}).json()["error"]
+        assert refused["param"] == first and second in refused["message"]
+
+
+def test_vllms_truncation_is_taken_and_a_remedy_is_in_the_callers_words(http: httpx.Client) -> None:
+    body = {"query": QUERY, "documents": ["short", LONG]}
+    usual = http.post("/v1/rerank", json=body).json()["results"]
+    assert http.post("/v1/rerank", json=body | {"truncate_prompt_tokens": -1}).json()["results"] == usual
+    for more, told in (({"truncation": False}, 'set "truncation": true'), ({"truncate_prompt_tokens": 4}, "-1 cuts")):
+        message = http.post("/v1/rerank", json=body | more).json()["error"]["message"]
+        assert told in message and "parameters" not in message

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from local_runner.http.openapi_bodies import BODIES
 from local_runner.http.responses_events import begun
-from local_runner.protocol import openai_requests, responses_requests, tgi_requests
+from local_runner.protocol import messages_requests, openai_requests, responses_requests, tgi_requests
 from scoring.errors import MiiAzureError
 from scoring.host_api import Deployment
 from tests.scenarios.fuzz.payloads import TEXTS, VALUES
@@ -20,6 +20,7 @@ DOORS: dict[str, Canonical] = {
     "/v1/completions": lambda sent: openai_requests.completion(sent, TEXT),
     "/v1/chat/completions": lambda sent: openai_requests.chat(sent, CHAT),
     "/v1/responses": lambda sent: responses_requests.canonical(sent, CHAT),
+    "/v1/messages": lambda sent: messages_requests.canonical(sent, CHAT),
     "/generate": lambda sent: tgi_requests.canonical(sent, TEXT, stream=bool(sent.get("stream")), full=False),
 }
 #: Fields whose values have fields of their own.
@@ -27,6 +28,9 @@ INNER = {
     "input": ("type", "role", "content", "call_id", "name", "arguments", "output", "summary"),
     "messages": ("role", "content", "tool_calls", "name"),
     "tools": ("type", "name", "parameters", "strict"),
+    "system": ("type", "text"),
+    "thinking": ("type", "budget_tokens"),
+    "output_config": ("effort", "format"),
     "text": ("format", "verbosity", "type"),
     "tool_choice": ("type", "name"),
     "reasoning": ("effort", "summary"),
@@ -61,7 +65,8 @@ def values(field: str) -> st.SearchStrategy[Any]:
 @pytest.mark.parametrize("path", DOORS)
 def test_any_body_is_read_or_refused(path: str) -> None:
     fields = [*BODIES[path]["properties"], "store", "previous_response_id", "best_of", "unknown"]
-    good = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "input": "a", "inputs": "a"}
+    good: dict[str, Any] = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "input": "a", "inputs": "a"}
+    good["max_tokens"] = 5
     required = {name: st.just(good[name]) | values(name) for name in BODIES[path]["required"]}
     optional = {name: values(name) for name in fields if name not in required}
     told = []

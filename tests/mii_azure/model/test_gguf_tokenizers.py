@@ -68,6 +68,11 @@ ORIGINALS: dict[str, tuple[Any, bool, bool, bool]] = {
     "llama-bpe": (_split(_LLAMA3), True, False, True),
     "smaug-bpe": (_split(_LLAMA3), False, False, False),
     "qwen2": (_split(_QWEN2), False, True, False),
+    "exaone": (_usual(pre_tokenizers.Digits(individual_digits=True)), False, False, False),
+    "exaone4": (_usual(), False, False, False),
+    "stablelm2": (_split(_QWEN2), False, False, False),
+    "glm4": (_split(_LLAMA3), False, False, False),
+    "chatglm-bpe": (_split(_LLAMA3), False, False, False),
 }
 
 

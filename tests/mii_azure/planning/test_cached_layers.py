@@ -99,7 +99,7 @@ def test_a_plan_counts_and_groups_what_the_engine_keeps(name: str) -> None:
     assert stored >= groups.size * 2 * 64 * 4  # a block has room for the largest group
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if "parts" not in name])
 def test_weights_of_layers_that_differ_do_not_disagree_with_the_configuration(name: str) -> None:
     """Queries of wider heads, and MLPs twice as wide where layers share."""
     from mii_azure.model.safetensors import Tensor

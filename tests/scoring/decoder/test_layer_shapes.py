@@ -1,6 +1,7 @@
 """Layers whose heads differ, and layers that read another's keys and values, in the generic tier on a CPU."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
-from scoring.decoder.generic.probe import Unlike, _check_kernels
+from scoring.decoder.generic.interface import MaskFunction
+from scoring.decoder.generic.probe import CallRecorder, Unlike, _check_kernels
 from scoring.decoder.kv_cache import FP8
 from scoring.decoder.layer_groups import Kept, group_layers, of_size
 from scoring.decoder.pool_size import block_bytes
@@ -38,9 +40,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "12B": ("gemma4_unified_text", {}),
     "3n": ("gemma3n_text", {}),
+    "E2B of several parts": ("gemma4", {}),
+    "12B of several parts": ("gemma4_unified", {}),
 }
 NEW = 5
-SHARING = {"E2B": 3, "3n": 3}
+SHARING = {"E2B": 3, "3n": 3, "E2B of several parts": 3}
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -96,8 +100,9 @@ def test_tokens_and_logits_are_those_of_generate(named: tuple[str, Any]) -> None
     _, model = named
     decoder = Decoder(model, slots=4, max_length=128)
     assert decoder.tier == "generic"
-    first = prompt(model, 90)
-    prompts = {2: first, 0: first[:70] + prompt(model, 9, 1), 3: prompt(model, 3)}
+    text = model.get_decoder()
+    first = prompt(text, 90)
+    prompts = {2: first, 0: first[:70] + prompt(text, 9, 1), 3: prompt(text, 3)}
     for slot, ids in prompts.items():
         held = decoder.open(slot, greedy(model), ids, "salt")
         assert held == (70 if slot == 0 else 0)
@@ -171,6 +176,28 @@ def test_a_narrow_cache_holds_both_shapes(small: Any) -> None:
     assert {store.keys.dtype for store in decoder.state.stores.values()} == {FP8}
     assert 1e-3 < max(found.values()) < 0.2
     assert max(errors(Decoder(small, 3, 64), told).values()) < 1e-5
+
+
+def test_a_mask_that_knows_the_tokens_of_one_forward_is_read_within_them() -> None:
+    """As Gemma 4's is, of which images see each other; beyond its tokens a GPU could only fail."""
+    blocks = torch.full((1, 4), -1)
+
+    def overlaid(blocks: torch.Tensor) -> MaskFunction:
+        def alike(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+            same = (blocks[b, q] == blocks[b, k]) & (blocks[b, q] >= 0)
+            return (k <= q) | same
+
+        return alike
+
+    recorder = CallRecorder(1000, torch.device("cpu"))
+    module = SimpleNamespace(is_causal=True)
+    mask = recorder.mask(overlaid(blocks), 4, 4)
+    for window in (None, 512):
+        assert recorder._window(module, mask, {"sliding_window": window}) == (window or 0)
+    with pytest.raises(Unlike, match="not that of the window"):
+        recorder._window(module, mask, {"sliding_window": 2})
+    with pytest.raises(Unlike, match="neither causal nor a window"):
+        recorder._window(module, recorder.mask(overlaid(torch.zeros(1, 4)), 4, 4), {"sliding_window": 512})
 
 
 # --- refusals, facts

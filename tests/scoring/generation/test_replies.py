@@ -17,6 +17,12 @@ LLAMA = tool_format("{{ tools }} <|python_tag|>")
 PLAIN = tool_format("{% for tool in tools %}")
 NAMES = ("now", "get_weather")
 CALLS, LISTS, BARE, JSON = (ReplyForm(tools=NAMES, format=form) for form in (HERMES, MISTRAL, LLAMA, PLAIN))
+TYPED = frozenset(
+    {("get_weather", "days", "array"), ("get_weather", "days", "integer"), ("get_weather", "city", "string")}
+    | {("now", "exact", "boolean")}
+)
+TAGGED = ReplyForm(tools=NAMES, format=tool_format("{{ tools }} <tool_call><function=a><parameter=b>"), typed=TYPED)
+KEYED = ReplyForm(True, tools=NAMES, format=tool_format("{{ tools }} <tool_call><arg_key>"), typed=TYPED)
 WEATHER = '{"name": "get_weather", "arguments": {"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}}'
 ARGUMENTS = '{"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}'
 NOW = '{"name": "now", "arguments": {}}'
@@ -67,6 +73,29 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
     ),
     (JSON, ' {"answer": [1]} ok', (None, ' {"answer": [1]} ok', [])),
     (JSON, "Hello {", (None, "Hello {", [])),
+    (
+        TAGGED,
+        'I look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nZürich "1"\n<b>\n</parameter>\n'
+        "<parameter=days>\n[1, 2]\n</parameter>\n</function>\n</tool_call>\n"
+        "<tool_call>\n<function=now>\n</function>\n</tool_call>",
+        (None, "I look.\n", [("get_weather", '{"city": "Zürich \\"1\\"\\n<b>", "days": [1, 2]}'), ("now", "{}")]),
+    ),
+    (
+        TAGGED,
+        "<function=now>\n<parameter=zone>\n1\n</parameter>\n<parameter=exact>\nTrue\n</parameter>\n</function>",
+        (None, "", [("now", '{"zone": "1", "exact": true}')]),
+    ),
+    (TAGGED, "a <tool_call>\n<function=rm>\n</function>", (None, "a <tool_call>\n<function=rm>\n</function>", [])),
+    (TAGGED, "a <tool_call>{", (None, "a <tool_call>{", [])),
+    (TAGGED, "<tool_call>\n<function=now>\n<parameter=zone>\n1", (None, "", [("now", "")])),
+    (
+        KEYED,
+        "<think>t</think>\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n"
+        "<arg_key>days</arg_key><arg_value>7</arg_value>\n</tool_call>\n<tool_call>now</tool_call>Done",
+        ("t", "Done", [("get_weather", '{"city": "Bern", "days": 7}'), ("now", "{}")]),
+    ),
+    (KEYED, "get_weather is <arg_key>", (None, "get_weather is <arg_key>", [])),
+    (KEYED, "a <tool_call>rm\n</tool_call>", (None, "a <tool_call>rm\n</tool_call>", [])),
 ]
 
 

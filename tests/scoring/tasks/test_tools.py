@@ -114,7 +114,9 @@ def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     made = put_together([event["token"] for event in events[:-2]])
     assert made["tool_calls"] == entry["tool_calls"]
     assert made["text"] == entry["generated_text"] == ""
-    assert len(events) > 8
+    # Between tags or quotes a value is told once it is whole.
+    form = model.service.task.tool_format
+    assert len(events) > (4 if form.tags or form.quote else 8)
 
 
 def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) -> None:
@@ -167,6 +169,19 @@ def test_a_tools_schema_that_cannot_be_kept_is_refused_with_its_place(model: Ser
     assert error["where"] == "parameters.tools[1].function.parameters.properties.a"
     tool["function"]["strict"] = False  # type: ignore[index]
     model.ok(CHAT, tools=[tool], tool_choice="required", max_new_tokens=4)
+
+
+def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
+    own = {"city": {"type": "string", "maxLength": 4}}
+    city = {"type": "object", "properties": own, "required": ["city"], "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
+    form = model.service.task.tool_format
+    if form.tags is None and not form.quote:
+        [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
+        assert len(json.loads(call["function"]["arguments"])["city"]) <= 4
+        return
+    error = model.refused(CHAT, tools=[tool], tool_choice="required")
+    assert error["where"] == "parameters.tools[0].function.parameters.properties.city"
 
 
 def test_a_template_without_tools_says_so(tiny: Tiny, serve: Any) -> None:
