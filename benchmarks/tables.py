@@ -173,6 +173,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "cpu": ("cpu.json", serving_tables.cpu),
     "cache-forms": ("cache_forms.json", serving_tables.cache_forms),
     "cpu-vnni": ("cpu-vnni.json", serving_tables.cpu),
+    "cpu-zen3": ("cpu-zen3.json", serving_tables.cpu),
     "cpu-zen4": ("cpu-zen4.json", serving_tables.cpu),
     "cpu-zen4-vnni": ("cpu-zen4-vnni.json", serving_tables.cpu),
     "cpu-families": ("cpu-families.json", serving_tables.cpu_families),
