@@ -185,6 +185,7 @@ SCORING_FILES = (
     "limits/control_groups.py",
     "limits/cpus.py",
     "limits/deadline.py",
+    "limits/departure.py",
     "limits/memory_shares.py",
     "limits/short_memory.py",
     "lora/__init__.py",

@@ -102,6 +102,8 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
         decoder.step(live)
         found += list(decoder.last_logits(len(live)).float().cpu())
         wanted += [told.logits[slot][starts[slot] + number] for slot in live]
+    for slot in slots:  # else their blocks would be lost to sequences on other slots
+        decoder.release(slot)
     return {
         "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
         "decode": _relative(torch.stack(found), torch.stack(wanted)),
