@@ -164,6 +164,7 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "throughput": ("throughput.json", serving_tables.throughput),
     "long-prompts": ("long_prompts.json", serving_tables.long_prompts),
     "diffusion": ("diffusion.json", serving_tables.diffusion),
+    "admission": ("admission.json", serving_tables.admission),
     "grammars": ("grammars.json", serving_tables.grammars),
     "memory": ("memory.json", serving_tables.memory),
     "offload": ("offload.json", serving_tables.offload),

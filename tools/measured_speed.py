@@ -43,6 +43,7 @@ _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and te
 #: Results that hold no time of a whole forward of a deployment's own runner, and why.
 OTHER_RESULTS = {
     "adapters": "what adapters beside a model add",
+    "admission": "what the scheduler takes of the host",
     "cache_forms": "what forms of the cache and of sums cost",
     "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu-families": "families beside stock options on a CPU",
