@@ -139,6 +139,7 @@ SCORING_FILES = (
     "generation/adjustments.py",
     "generation/block_budget.py",
     "generation/cache_salt.py",
+    "generation/channels.py",
     "generation/closed_set.py",
     "generation/details.py",
     "generation/detokenizer.py",

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from scoring.generation import tagged_calls
+from scoring.generation.channels import speaks_in_channels
 from scoring.generation.tagged_calls import GLM, QWEN, Tags
 from scoring.schema.structured import Constraint
 from scoring.schema.tools import Tool
 
-FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "json"]
+FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "harmony", "json"]
 THINK = ("<think>", "</think>")
 _MOST_CALLS = 16  # of one answer that must call: a model that is lost would go on until its tokens end
 _BLANKS = "BLANKS: /[ \\n]{0,2}/"
@@ -49,6 +50,7 @@ _FORMATS = (
     ToolFormat("llama3", "<|python_tag|>", key="parameters"),
 )
 _PLAIN = ToolFormat("json")
+_HARMONY = ToolFormat("harmony")  # a call that must be made is JSON, others stand in channels
 _QWEN = ToolFormat("qwen_xml", "<tool_call>", "</tool_call>", tags=QWEN)
 _GLM = ToolFormat("glm", "<tool_call>", "</tool_call>", tags=GLM)
 
@@ -57,6 +59,8 @@ def tool_format(template: str) -> ToolFormat | None:
     """The form that a chat template teaches, JSON where it teaches no known one; None if it takes no tools."""
     if not re.search(r"\btools\b", template):
         return None
+    if speaks_in_channels(template):
+        return _HARMONY
     if QWEN.begin in template and QWEN.key in template:
         return _QWEN
     if GLM.key in template:

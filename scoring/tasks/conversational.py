@@ -5,6 +5,7 @@ from typing import Any
 
 from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
+from scoring.generation.channels import THOUGHT, show_marks, speaks_in_channels
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
 from scoring.generation.tagged_calls import typed
@@ -39,24 +40,27 @@ class Conversational(Generative):
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, loaded: Loaded, name: str) -> None:
+        template = loaded.tokenizer.chat_template or ""
+        written = template if isinstance(template, str) else "".join(template.values())
+        self._channels = speaks_in_channels(written)
+        if self._channels:
+            show_marks(loaded.tokenizer)
         super().__init__(loaded, name)
         if not self.tokenizer.chat_template:
             raise LoadError(
                 "The model's tokenizer has no chat template, so messages cannot become a prompt.",
                 "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
             )
-        template = self.tokenizer.chat_template
-        written = template if isinstance(template, str) else "".join(template.values())
         self.tool_format = tool_format(written)
         self.thinks = thinks(written)
-        self._controls = ThoughtControls.of_template(written, self.thinks)
+        self._controls = ThoughtControls.of_template(written, self.thinks or self._channels)
 
     def abilities(self) -> dict[str, Any]:
         """Kinds of content that the chat template allows beside text, for the metadata."""
-        controls = self._controls
+        controls, marks = self._controls, THOUGHT if self._channels else THINK
         return {
             "tools": self.tool_format.name if self.tool_format else None,
-            "reasoning": {"marks": THINK, "switch": controls.switch} if self.thinks else None,
+            "reasoning": {"marks": marks, "switch": controls.switch} if controls.thinks else None,
         }
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -75,9 +79,10 @@ class Conversational(Generative):
         opened = thinking and prompt.rstrip().endswith(THINK[0])
         called = () if going_on else tuple(tool.function.name for tool in tools)
         tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
-        form = ReplyForm(thinking, opened, called, self.tool_format, tagged)
+        form = ReplyForm(thinking, opened, called, self.tool_format, tagged, self._channels and not going_on)
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
+        # An answer that is bound has no channels, and is read as one without them.
         constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 
