@@ -123,7 +123,7 @@ class Decoder:
         self._unsettled.pop(slot, None)
         self._logits.drop([slot])
         self._sync()
-        if held:
+        if held and sampling.repetition_penalty != 1.0:  # nothing else looks at them
             if self._cuda is not None:
                 self._cuda.settle()
             self.state.seen[slot, indices(ids[:held], self.model.device)] = 1

@@ -3,7 +3,6 @@
 A message is `<|channel|>NAME<|message|>...`; the thought's channel is `analysis`, a call's head names its function.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -25,16 +24,6 @@ THOUGHT = (f"{CHANNEL}{_THOUGHT}{MESSAGE}", END)
 def speaks_in_channels(template: str) -> bool:
     """Return True for a chat template whose answers come in channels."""
     return CHANNEL in template and MESSAGE in template
-
-
-def show_marks(tokenizer: Any) -> None:
-    """Have a tokenizer write the marks, which it would leave out of texts as special tokens."""
-    from tokenizers import Tokenizer
-
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    for token in told["added_tokens"]:
-        token["special"] = token["special"] and token["content"] not in MARKS
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(told))
 
 
 class Plain(Protocol):

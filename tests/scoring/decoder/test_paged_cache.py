@@ -13,6 +13,7 @@ from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prompt_cost import PromptCost
 from scoring.engine.row import Row
@@ -67,6 +68,16 @@ def test_prompts_and_steps_across_blocks_match(model: Any, tokens: int) -> None:
         decoder.prefill_many(parts)
     for ids, answer in zip((prompts[slot] for slot in order), steps(decoder, order, 6), strict=True):
         check_greedy(model, ids, answer)
+
+
+def test_a_cached_prefix_is_marked_for_a_penalty_of_repetitions_alone(model: Any) -> None:
+    decoder, ids = Decoder(model, 3, 256), prompt(model, 150)
+    decoder.open(0, None, ids, "salt")
+    decoder.prefill(0, ids)
+    assert decoder.open(1, None, ids, "salt") == 149
+    assert not decoder.state.seen[1].any()
+    assert decoder.open(2, SamplingParams(repetition_penalty=1.2), ids, "salt") == 149
+    assert decoder.state.seen[2].nonzero()[:, 0].tolist() == sorted(set(ids[:149]))
 
 
 @pytest.mark.parametrize("tokens", [0, 24 * BLOCK], ids=["in place", "anywhere"])

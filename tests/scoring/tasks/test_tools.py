@@ -117,8 +117,9 @@ def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     made = put_together([event["token"] for event in events[:-2]])
     assert made["tool_calls"] == entry["tool_calls"]
     assert made["text"] == entry["generated_text"] == ""
-    # Between tags a value is told once it is whole.
-    assert len(events) > (8 if model.service.task.tool_format.tags is None else 4)
+    # Between tags or quotes a value is told once it is whole.
+    form = model.service.task.tool_format
+    assert len(events) > (4 if form.tags or form.quote else 8)
 
 
 def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) -> None:
@@ -174,9 +175,11 @@ def test_a_tools_schema_that_cannot_be_kept_is_refused_with_its_place(model: Ser
 
 
 def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
-    city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"]}
+    own = {"city": {"type": "string", "maxLength": 4}}
+    city = {"type": "object", "properties": own, "required": ["city"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
-    if model.service.task.tool_format.tags is None:
+    form = model.service.task.tool_format
+    if form.tags is None and not form.quote:
         [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
         assert len(json.loads(call["function"]["arguments"])["city"]) <= 4
         return
