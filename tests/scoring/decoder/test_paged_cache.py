@@ -16,6 +16,7 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prompt_cost import PromptCost
+from scoring.decoder.verify import errors, reference
 from scoring.engine.row import Row
 from scoring.errors import DeviceFull, PromptTooLong
 from scoring.generation.scheduler import Scheduler
@@ -376,3 +377,13 @@ def test_every_block_has_the_users_that_tables_say(in_place: bool, windows: tupl
         counted += written.check_users()
     assert reused > 100
     assert (counted > 0) == (not in_place)
+
+
+def test_verification_leaves_all_blocks_to_sequences(model: Any) -> None:
+    """One of full length fits a pool of no more; it was refused for good while probes' slots kept some blocks."""
+    length = 3 * BLOCK
+    decoder = Decoder(model, 4, length, tokens=length)
+    found = errors(decoder, reference(model)())
+    assert max(found.values()) <= 1e-5 and decoder.tables.pool.used == 0
+    decoder.open(0)
+    decoder.prefill(0, [7 + at % 50 for at in range(length)])
