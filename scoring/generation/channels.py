@@ -26,7 +26,7 @@ def speaks_in_channels(template: str) -> bool:
     return CHANNEL in template and MESSAGE in template
 
 
-class Plain(Protocol):
+class _Plain(Protocol):
     """A parser of answers without channels, which also names calls."""
 
     def push(self, text: str) -> list[Part]: ...
@@ -39,7 +39,7 @@ class Plain(Protocol):
 class ChannelParser:
     """Takes an answer's text in pieces; returns its parts. One that begins without a mark is left to another parser."""
 
-    def __init__(self, tools: Sequence[str], plain: Plain) -> None:
+    def __init__(self, tools: Sequence[str], plain: _Plain) -> None:
         self._tools = tools
         self._other = plain
         self._plain = False
