@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoring.generation.braced_calls import BracedCall
+from scoring.generation.channels import ChannelParser
 from scoring.generation.tagged_calls import TaggedCall, Typed
 from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
@@ -27,11 +28,12 @@ class ReplyForm:
     format: ToolFormat | None = None
     typed: Typed = frozenset()  # of arguments that stand between tags
     marks: Marks = THINK  # of a thought
+    channels: bool = False  # it comes in messages, each of a channel
 
     @property
     def plain(self) -> bool:
         """True if an answer is text and nothing else."""
-        return not self.thinks and not self.tools
+        return not self.thinks and not self.tools and not self.channels
 
 
 class PartialCall:
@@ -233,7 +235,7 @@ class ReplyParser:
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
         if not self._sent:
-            own = {"id": self._id(), "type": "function", "function": {"name": call.name, "arguments": ""}}
+            own = {"id": self.id_of(self._calls), "type": "function", "function": {"name": call.name, "arguments": ""}}
             part |= own
         new = arguments[max(0, self._sent - 1) :]
         if self._sent and not new:
@@ -260,15 +262,21 @@ class ReplyParser:
         told, self._text = self._text[:cut], self._text[cut:]
         return [{kind: told}] if told else []
 
-    def _id(self) -> str:
-        """Id of the next call: of nine letters and digits, as Mistral's templates want it; the same on every host."""
-        told = f"{self._answer} {self._calls} {list(self._seed)}"
+    def id_of(self, call: int) -> str:
+        """Id of a call by its number: nine letters and digits, as Mistral's templates want it; the same everywhere."""
+        told = f"{self._answer} {call} {list(self._seed)}"
         return hashlib.sha256(told.encode()).hexdigest()[:9]
+
+
+def parser_of(form: ReplyForm, seed: Iterable[int], answer: int) -> ReplyParser | ChannelParser:
+    """Parser of an answer of this form."""
+    plain = ReplyParser(form, seed, answer)
+    return ChannelParser(form.tools, plain) if form.channels else plain
 
 
 def whole(form: ReplyForm, seed: Sequence[int], answer: int, text: str) -> Part:
     """A complete answer: `text`, and `reasoning_content` and `tool_calls` where it has them."""
-    parser = ReplyParser(form, seed, answer)
+    parser = parser_of(form, seed, answer)
     found: Part = {"text": ""}
     calls: list[dict[str, Any]] = []
     for part in [*parser.push(text), *parser.finish()]:
