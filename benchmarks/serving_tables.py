@@ -65,6 +65,25 @@ def grammars(result: Result) -> str:
     return "\n".join(rows)
 
 
+def admission(result: Result) -> str:
+    """The scheduler's own time, before it was mended and after."""
+    before = result["before"]
+    rows = [
+        "| pool of blocks | prompts begin alike | admitted, µs a request | before | a step, µs a token | before |",
+        "|---|---|---|---|---|---|",
+    ]
+    for own, old in zip(result["rows"], before["rows"], strict=True):
+        figures = " | ".join(
+            f"{own[name]:.{digits}f} | {old[name]:.{digits}f}"
+            for name, digits in (("us/row admitted", 0), ("us/token", 1))
+        )
+        rows.append(f"| {own['pool']} | {own['prompts share']} | {figures} |")
+    text = f"Processor time of the inference thread, {result['clients']} requests at once, one run of both; one core of"
+    return "\n".join(
+        [*rows, "", f"{text} {result['device']}, revisions {before['revision']} and {result['revision']}."]
+    )
+
+
 def memory(result: Result) -> str:
     """Planned against measured memory."""
     rows = ["| model | slots | planned GB | measured GB | planned / measured |", "|---|---|---|---|---|"]

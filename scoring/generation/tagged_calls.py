@@ -13,7 +13,7 @@ _MOST_NAME = 64
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 _NUMBERS = {"integer", "number"}
 #: Limits of a text that a grammar of tags does not hold it to.
-_TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
+TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 _DEPTH = 8  # references followed
 #: Function, parameter, and a type that its value may have; a parameter without any is text.
 Typed = frozenset[tuple[str, str, str]]
@@ -106,8 +106,8 @@ def typed(tools: list[Tool]) -> Typed:
     found = set()
     for tool in tools:
         root = tool.function.parameters or {}
-        for key, schema in _properties(root).items():
-            found |= {(tool.function.name, key, kind) for kind in _kinds(schema, root)}
+        for key, schema in properties_of(root).items():
+            found |= {(tool.function.name, key, kind) for kind in kinds_of(schema, root)}
     return frozenset(found)
 
 
@@ -117,7 +117,7 @@ def rules(tags: Tags, at: int, tool: Tool, options: Mapping[str, Any]) -> list[s
     Arguments come in the order of the schema. A schema without properties leaves them free.
     """
     root = tool.function.parameters or {}
-    own, required = _properties(root), root.get("required") or []
+    own, required = properties_of(root), root.get("required") or []
     parts, found = [], []
     for number, (key, schema) in enumerate(own.items()):
         name = f"given{at}_{number}"
@@ -144,12 +144,12 @@ def _value_rules(
     """Rules of a value with its tags: one of several texts, any text, or JSON by its schema."""
     line = "\n" if tags.lines else ""
     begin, end = (line if tags.lines else "\n" + tags.value), line + tags.valued
-    kinds = _kinds(schema, root)
+    kinds = kinds_of(schema, root)
     texts = schema.get("enum", [schema["const"]] if "const" in schema else None) if isinstance(schema, dict) else None
     if texts and kinds == {"string"}:
         return [f"{name}: {_quoted(begin)} ({' | '.join(_quoted(text) for text in texts)}) {_quoted(end)}"]
     if not kinds or "string" in kinds:
-        if exact and isinstance(schema, dict) and any(limit in schema for limit in _TEXT_LIMITS):
+        if exact and isinstance(schema, dict) and any(limit in schema for limit in TEXT_LIMITS):
             raise InvalidParameter(
                 "A text between tags cannot be held to that.", 'Leave out "strict", or the limit.', where=exact
             )
@@ -159,12 +159,13 @@ def _value_rules(
     return [f"{name}: {_quoted(begin)} {name}_json {_quoted(end)}", f"{name}_json: %json {json.dumps(guided)}"]
 
 
-def _properties(root: Mapping[str, Any]) -> dict[str, Any]:
+def properties_of(root: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a schema, with their schemas."""
     found = root.get("properties")
     return found if isinstance(found, dict) else {}
 
 
-def _kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def kinds_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
     """Types that a schema names, in any of its alternatives; none where it names none."""
     if not isinstance(schema, dict) or depth > _DEPTH:
         return set()
@@ -175,13 +176,22 @@ def _kinds(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
         found |= {_KINDS.get(type(value), "null") for value in values} if isinstance(values, list) else set()
     for several in ("anyOf", "oneOf", "allOf"):
         for each in schema.get(several) or []:
-            found |= _kinds(each, root, depth + 1)
+            found |= kinds_of(each, root, depth + 1)
     if isinstance(target := schema.get("$ref"), str):
-        found |= _kinds(_target(target, root), root, depth + 1)
+        found |= kinds_of(target_of(target, root), root, depth + 1)
     return found
 
 
-def _target(reference: str, root: Mapping[str, Any]) -> Any:
+def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema itself, past references; empty for what is none."""
+    for _ in range(_DEPTH):
+        if not isinstance(schema, dict) or not isinstance(target := schema.get("$ref"), str):
+            break
+        schema = target_of(target, root)
+    return schema if isinstance(schema, dict) else {}
+
+
+def target_of(reference: str, root: Mapping[str, Any]) -> Any:
     found: Any = root
     for name in reference.removeprefix("#/").split("/"):
         found = found.get(name) if isinstance(found, dict) else None
