@@ -83,7 +83,7 @@ def admission(result: Result) -> str:
     text = (
         f"Processor time of the inference thread, {result['clients']} requests at once; one core of {result['device']},"
     )
-    return "\n".join([*rows, "", f"{text} revision {' and '.join(revisions)}."])
+    return "\n".join([*rows, "", f"{text} revision{'s' * bool(before)} {' and '.join(revisions)}."])
 
 
 def memory(result: Result) -> str:
