@@ -59,6 +59,7 @@ class InstantDecoder:
         self._at = 0
         self._step_s = step_s
         self.adapters = SimpleNamespace(use=lambda slot, name: None)
+        self.recurrent = None
         self.draft, self.draft_cost, self.speculates = None, 0.0, False
         self.rotary = LongRotary(0, slots)
         self._free_at = 0.0  # when the device has done what was enqueued

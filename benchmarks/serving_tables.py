@@ -1,5 +1,6 @@
 """Tables of whole answers: images, many requests at once, long prompts, memory, weights on the host, and CPUs."""
 
+from itertools import repeat
 from statistics import mean
 from typing import Any
 
@@ -63,6 +64,26 @@ def grammars(result: Result) -> str:
         figures = f"{row['free_ms']:.2f} | {row['half_bound_ms']:.2f} | {row['more_percent']:.1f} %"
         rows.append(f"| {row['run']} | {row['state']} ({row['revision']}) | {row['sampling']} | {figures} |")
     return "\n".join(rows)
+
+
+def admission(result: Result) -> str:
+    """The scheduler's own time, beside that of an earlier revision where it was measured too."""
+    before = result.get("before")
+    rows = [
+        "| pool of blocks | prompts begin alike | admitted, µs a request | before | a step, µs a token | before |",
+        "|---|---|---|---|---|---|",
+    ]
+    for own, old in zip(result["rows"], before["rows"] if before else repeat({}), strict=False):
+        figures = " | ".join(
+            f"{own[name]:.{digits}f} | {f'{old[name]:.{digits}f}' if old else '–'}"
+            for name, digits in (("us/row admitted", 0), ("us/token", 1))
+        )
+        rows.append(f"| {own['pool']} | {own['prompts share']} | {figures} |")
+    revisions = [*([before["revision"]] if before else []), result["revision"]]
+    text = (
+        f"Processor time of the inference thread, {result['clients']} requests at once; one core of {result['device']},"
+    )
+    return "\n".join([*rows, "", f"{text} revision{'s' * bool(before)} {' and '.join(revisions)}."])
 
 
 def memory(result: Result) -> str:

@@ -49,6 +49,12 @@ class ReplicaLost(RunnerError):
     code = "replica_lost"
 
 
+class ClientGone(RunnerError):
+    code = "client_gone"
+    http_status = 499
+    grpc_status = "CANCELLED"
+
+
 class ModelNotServed(RunnerError):
     code = "model_not_served"
     http_status = 404

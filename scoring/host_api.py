@@ -15,6 +15,8 @@ from scoring.config import Deployment as Deployment
 from scoring.config import Limits as Limits
 from scoring.generation.cache_salt import caller as caller
 from scoring.limits.cpus import cores as cores
+from scoring.limits.departure import Departure as Departure
+from scoring.limits.departure import departure as departure
 from scoring.lora.served import ADAPTER_NAME as ADAPTER_NAME
 from scoring.lora.served import AdapterChange as AdapterChange
 from scoring.lora.served import FollowList as FollowList
@@ -27,7 +29,7 @@ from scoring.strict_json.body import read_json as read_json
 from scoring.telemetry.spans import Span as Span
 from scoring.telemetry.spans import taken as taken
 
-VERSION = 5
+VERSION = 6
 
 
 class ScoringEntry(Protocol):

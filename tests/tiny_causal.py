@@ -36,6 +36,11 @@ SIZES: dict[str, Any] = {
     "topk_group": 1,
     "first_k_dense_replace": 1,
     "rotary_dim": 4,
+    **dict.fromkeys(("linear_num_key_heads", "linear_num_heads"), 2),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "linear_head_dim"), 8),
+    **dict.fromkeys(("mamba_d_state", "ssm_state_size", "state_size", "mamba_head_dim"), 16),
+    **dict.fromkeys(("linear_num_value_heads", "mamba_num_heads"), 4),
+    "n_groups": 1,
     "initializer_range": 0.3,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -44,6 +49,9 @@ SIZES: dict[str, Any] = {
 
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1}
 _FALCON = {"head_dim": None, "num_kv_heads": 2, "new_decoder_architecture": True}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_CONV = {"layer_types": ["conv", "full_attention"]}
+_ZAMBA = {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2}
 _SIX = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2}
 _GEMMA4 = _SIX | {"global_head_dim": 16}
 _PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
@@ -79,19 +87,25 @@ OWN: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "dots1": {"n_shared_experts": 1},
     "falcon": _FALCON,
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
     "gemma3n_text": _SIX
     | _PER_LAYER
     | {"num_kv_shared_layers": 3, "intermediate_size": [64] * 6, "activation_sparsity_pattern": [0.5] * 2 + [0.0] * 4},
     "gemma4_text": _GEMMA4 | _PER_LAYER | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
     "gemma4_unified_text": _GEMMA4 | {"num_global_key_value_heads": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "num_heads": 4},
-    "granitemoehybrid": _MAMBA,
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "granitemoehybrid": _MAMBA | _LINEAR,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": _LINEAR,
+    **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), _CONV),
+    "mamba2": {"num_heads": 8, "head_dim": 8},
     "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "reformer": {"is_decoder": True},
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "xlnet": {"max_position_embeddings": None},
     "xlstm": {"v_head_dim": None, "head_dim": None},
+    "zamba": _ZAMBA,
+    "zamba2": _ZAMBA,
     "zaya": {"num_experts_per_tok": None},
 }
 

@@ -22,6 +22,8 @@ TEMPLATES = {
     + _TURNS.replace("@CALL@", "<function={{ c.function.name }}>{{ c.function.arguments.city }}"),
     "glm": "{% if tools %}{{ tools | tojson }} in <tool_call>a<arg_key>{% endif %}"
     + _TURNS.replace("@CALL@", "<tool_call>{{ c.function.name }}{{ c.function.arguments.city }}"),
+    "gemma": "{% if tools %}{{ tools | tojson }}<|tool_call>{% endif %}"
+    + _TURNS.replace("@CALL@", "call:{{ c.function.name }}{{ c.function.arguments.city }}"),
     "json": "{% if tools %}{{ tools | tojson }}{% endif %}" + _TURNS.replace("@CALL@", "{{ c.function | tojson }}"),
 }
 THINKING = (

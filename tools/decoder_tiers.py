@@ -14,6 +14,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.recurrent import in_pieces
 from scoring.decoder.verify import errors, reference
 from scoring.errors import LoadError
 from scoring.passes.base import BOUNDS
@@ -32,10 +33,16 @@ that serves it, or the reason why plain `generate` does (`python -m tools.decode
   whose fused decoder differs from plain transformers at start, or fails there, has the generic one.
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
-  in the standard way, with a causal mask or a window, and whether its cache keeps nothing but keys and values.
+  in the standard way, with a causal mask or a window, and what its cache keeps: keys and values, and recurrent states.
   On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. Of a model that is
   cut over several GPUs it serves the slices, step by step without graphs.
 - **generate**: no continuous batching, no prefix reuse.
+
+States of convolutions, Mamba and linear attention are kept for each slot, on a CPU. At load, prompts and steps of
+several slots are compared with plain transformers' own, token by token. Such models do without what a state of a whole
+sequence does not allow: no prefix is reused, nothing is drafted, and a preempted sequence is computed from its
+beginning. Prompts come in pieces, except where it says "in one piece": those modules begin anew with each, so that a
+long prompt is one step, for which the streams beside it wait. On a GPU plain `generate` serves them.
 
 Prefill and cached steps of three sequences were compared with plain transformers; a relative error above {bound:g} is
 "differs". A type that no tiny model could be made of, or whose plain forward fails on one, is "not tried": its own
@@ -72,7 +79,9 @@ def tried(family: str) -> Row:
         return Row(family, "generate", refusal.message.split(": ", 1)[1].split("; nor the fused")[0].rstrip("."))
     except Exception as failure:
         return Row(family, "differs", _brief(failure))
-    return Row(family, decoder.tier if error <= BOUNDS["float32"] else "differs", f"{error:.0e}")
+    kept = "" if decoder.recurrent is None else "; recurrent states"
+    kept += "" if in_pieces(decoder.recurrent) else ", prompts in one piece"
+    return Row(family, decoder.tier if error <= BOUNDS["float32"] else "differs", f"{error:.0e}{kept}")
 
 
 def page(rows: list[Row]) -> str:

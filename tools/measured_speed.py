@@ -43,11 +43,13 @@ _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and te
 #: Results that hold no time of a whole forward of a deployment's own runner, and why.
 OTHER_RESULTS = {
     "adapters": "what adapters beside a model add",
+    "admission": "what the scheduler takes of the host",
     "cache_forms": "what forms of the cache and of sums cost",
     "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu-families": "families beside stock options on a CPU",
     "cpu-service": "what a service adds",
     "cpu_clients": "what several processes add, and clients that share the cores",
+    "cpu-zen3": "another machine's cores; plans follow the Xeon's",
     "cpu-zen4": "another machine's cores; plans follow the Xeon's",
     "cpu-zen4-vnni": "another machine's cores; plans follow the Xeon's",
     "cpu_decoders-zen4": "another machine's cores, beside llama.cpp; its bandwidth swung by half between runs",
@@ -68,6 +70,8 @@ OTHER_RESULTS = {
     "products": "kernels",
     "prompt_attention": "kernels",
     "quantised": "bytes and errors",
+    "recurrent-granite4": "slots with recurrent states beside plain generate on a CPU",
+    "recurrent-qwen3.5": "slots with recurrent states beside plain generate on a CPU",
     "sampling": "kernels",
     "slice_alone": "one of two slices, without the other",
     "soak": "endurance",
@@ -118,7 +122,7 @@ class _Shape(NamedTuple):
 def measured() -> list[Measured]:
     """Every row of the product's own runners that the results hold."""
     on_gpu = [*_decoders(), *_int4(), *_slices(), *_prompts(), *_encoders(), *_requests_read(), *_images(), *_served()]
-    return [*on_gpu, *_cpu_encoders(), *_cpu_encoders_in_int8(), *_cpu_decoders()]
+    return [*on_gpu, *_cpu_encoders(), *_cpu_encoders_in_int8(), *_cpu_decoders(), *_cpu_decoders_of_avx2()]
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -247,16 +251,26 @@ def _cpu_decoders() -> Iterator[Measured]:
     Llama-1b's eight rows in int8 took more than twice int4's time in both runs, and are left out until it is known why.
     """
     told = _read("cpu_decoders")
+    return _cpu_steps(told, "cpu", told["peaks"]["int8"], "llama-1b, int8, 8")
+
+
+def _cpu_decoders_of_avx2() -> Iterator[Measured]:
+    """Steps on a processor without VNNI, whose peak in eight bits is taken as a plan takes it: four times float32's."""
+    peaks = _read("cpu-zen3")["peaks"]
+    return _cpu_steps(_read("cpu_decoders-zen3"), "cpu AVX2", 4 * peaks["float32"])
+
+
+def _cpu_steps(told: dict[str, Any], runner: str, peak: float, odd: str = "") -> Iterator[Measured]:
     for row in told["rows"]:
-        card = Card(told["device"], row["GB/s"] * 1e9, told["peaks"]["int8"])
+        card = Card(told["device"], row["GB/s"] * 1e9, peak)
         side, kind = row["side"], "int4" if "int4" in row["side"] else "int8"
-        odd = row["model"] == "llama-1b" and kind == "int8" and row["rows"] > 1
-        if side.startswith(f"ours, {kind}") and "HTTP" not in side and not odd:
+        what = f"{row['model']}, {kind}, {row['rows']}"
+        if side.startswith(f"ours, {kind}") and "HTTP" not in side and what != odd:
             effort = Effort(
                 row["bytes"], 2.0 * told["prompts"][row["model"]]["parameters"] * row["rows"], row["layers"]
             )
-            name, seconds = f"{row['model']}, {kind}, {row['rows']}, CPU", row["ms a token"] * 1e-3
-            yield Measured(decoder_runner("cpu", row["rows"], kind), name, effort, card, seconds)
+            name, seconds = f"{what}, {runner.upper()}", row["ms a token"] * 1e-3
+            yield Measured(decoder_runner(runner, row["rows"], kind), name, effort, card, seconds)
 
 
 def _images() -> Iterator[Measured]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 MANIFEST = "manifest.json"
-INTERFACE = 5  # the version of `scoring.host_api` that this package calls
+INTERFACE = 6  # the version of `scoring.host_api` that this package calls
 # Folders where a file that the manifest does not list could change what runs.
 _CLOSED = ("code/", "model/")
 _LONGEST_NAME = 255  # bytes; NAME_MAX of every file system in use

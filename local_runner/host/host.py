@@ -17,7 +17,7 @@ from typing import Any
 
 from local_runner.bundle.script import Answer, ScoreScript
 from local_runner.flags import serving
-from local_runner.host import callers
+from local_runner.host import callers, departures
 from local_runner.host.adapter_policy import AdaptedHost
 from local_runner.host.event_loop_streams import EventLoopStreams
 from local_runner.host.reload import Tuning, set_level
@@ -278,7 +278,11 @@ class ScriptHost(Host):
         if self._by_key:
             callers.tell(headers)
         try:
-            answer: Answer = await self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
+            notice = departures.expect()
+            call = self._workers.submit(self.script.run, raw, headers, abandoned=_discard)
+            call.add_done_callback(lambda call: notice.leave() if call.cancelled() else None)
+            with departures.followed(call):
+                answer: Answer = await call
             return answer
         except MiiAzureError:
             raise

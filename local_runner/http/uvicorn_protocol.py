@@ -18,6 +18,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from local_runner.errors import HeadTooLarge, RequestStalled
+from local_runner.host.departures import WaitingClient, client
 from scoring.errors import MiiAzureError, RequestError
 
 # All limits of a connection; docs/serving.md lists them.
@@ -48,6 +49,7 @@ class Protocol(HttpToolsProtocol):
 
     _flow: _Flow
     _running: RequestResponseCycle | None = None  # the request being answered now, or the last one
+    _client: WaitingClient | None = None  # whoever waits for its answer
     _part = "none"  # part of a request that is arriving now: none, head or body
     _left = 0  # bytes left of a body of known length
     _overhead = 0  # bytes since the first of a head, or since the last piece of a body
@@ -74,10 +76,14 @@ class Protocol(HttpToolsProtocol):
         if self._running is not None:  # uvicorn keeps the newest request, which may be queued behind this one
             self._running.disconnected = True
             self._running.message_event.set()
+        if self._client is not None:
+            self._client.leave()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
+        self._running, self._client = cycle, WaitingClient()
+        token = client.set(self._client)  # in the context that the task copies
         super()._start_asgi_task(cycle, app)
+        client.reset(token)
 
     def data_received(self, data: bytes) -> None:
         self._held += data

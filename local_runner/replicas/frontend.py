@@ -13,6 +13,7 @@ from typing import Any
 
 from local_runner.bundle.script import Answer
 from local_runner.errors import ReplicaLost
+from local_runner.host import departures
 from local_runner.host.host import Host, HostState, internal
 from local_runner.host.reload import Tuning
 from local_runner.protocol import errors
@@ -127,7 +128,9 @@ class Frontend(Host):
         sent = {key.lower(): headers[key] for key in headers if isinstance(headers[key], str)}
         request = PendingRequest(raw, {key: sent[key] for key in sent if key not in _CREDENTIALS})
         try:
-            answer = await self._in_time(request)
+            asked = asyncio.ensure_future(self._in_time(request))
+            with departures.followed(asked):
+                answer = await asked
         finally:
             self._busy -= 1
         return self._resumable(request, answer) if answer.chunks is not None else answer

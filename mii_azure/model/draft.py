@@ -8,7 +8,7 @@ from mii_azure.model.folder import read_folder
 from mii_azure.model.profile import Profile, profile
 from mii_azure.model.remote_code import check_remote_code
 from mii_azure.platform.paths import expanded, is_folder
-from scoring.passes.families import decoder_tier
+from scoring.passes.families import NO_DRAFTS, RECURRENT, decoder_tier
 
 #: Where the draft model's files are in a bundle, below its model/.
 FOLDER = "draft_model"
@@ -35,6 +35,8 @@ def read_draft(path: str) -> Profile:
     if facts.kind != "decoder" or tier is None:
         told = "it writes no text" if facts.kind != "decoder" else reason
         raise DraftUnusable(f"{path} cannot draft: {told}.", _COMPARED)
+    if facts.family in RECURRENT:
+        raise DraftUnusable(f"{path} cannot draft: {NO_DRAFTS}.", _COMPARED)
     return facts
 
 

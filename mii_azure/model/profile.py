@@ -13,6 +13,7 @@ from mii_azure.model.experts import experts_of
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
 from mii_azure.model.resolved import Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
+from mii_azure.model.states import States, states
 from mii_azure.model.windows import windows
 from scoring.config import MODULES
 from scoring.sentence.ranker import CAUSAL, FORM, JUDGES
@@ -47,6 +48,7 @@ class Profile(BaseModel):
     expert_share: float = 1.0  # of them that one token goes through
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
+    state_bytes: int = 0  # of recurrent states, which each sequence has beside keys and values or in place of them
     window: int = 0  # keys that a token sees in some layers of a decoder, itself included; 0: all layers see all
     windowed_layers: int = 0  # those layers
     cached_layers: tuple[CachedLayers, ...] = ()  # by what they keep, where they are not alike in all but windows
@@ -79,14 +81,14 @@ def profile(model: Model) -> Profile:
     if model.source == "reference":
         return _unknown(model)
     sizes = _Sizes(config, family, model.weights.parameters)
-    layers, kv_layers = sizes.layers, sizes.kv_layers
-    hidden, heads, vocabulary = sizes.hidden, sizes.heads, sizes.vocabulary
+    layers, hidden, heads, vocabulary = sizes.layers, sizes.hidden, sizes.heads, sizes.vocabulary
+    kept = states(config, family.name, layers) or States(sizes.kv_layers, 0)
     kv_heads = fact(config, family, "kv_heads") or heads
     head_dim = fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
     experts = experts_of(config, family, layers, hidden, model.weights.parameters)
     differing = cached_layers(config, layers, kv_heads, head_dim) if family.kind == "decoder" else ()
-    kv_bytes = _kv_bytes(family, differing, kv_layers * kv_heads * head_dim, DTYPE_BYTES[dtype])
+    kv_bytes = _kv_bytes(family, differing, kept.attending * kv_heads * head_dim, DTYPE_BYTES[dtype])
     window, windowed = windows(config, layers) if family.kind == "decoder" else (0, 0)
     return Profile(
         model=model.name,
@@ -108,6 +110,7 @@ def profile(model: Model) -> Profile:
         expert_share=experts.share,
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=kv_bytes,
+        state_bytes=kept.bytes,
         window=window,
         windowed_layers=windowed,
         cached_layers=differing,

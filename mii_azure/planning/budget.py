@@ -16,7 +16,7 @@ from mii_azure.spec import CACHED_TASKS
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.layer_groups import STEP_TOKENS, Kept, LayerGroups, group_layers
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS, LEAST_CACHE_TOKENS
-from scoring.passes.families import LONGEST_HEAD, SLICED_DECODERS, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, RECURRENT, SLICED_DECODERS, decoder_tier
 
 
 class Memory(BaseModel):
@@ -79,7 +79,7 @@ def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     served = decoder_tier(family).tier is not None and (gpus == 1 or family in SLICED_DECODERS)
     served = served and work.profile.widest_head <= LONGEST_HEAD
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
-    return able and work.demand.paged and work.task in CACHED_TASKS and served
+    return able and work.demand.paged and work.task in CACHED_TASKS and served and family not in RECURRENT
 
 
 def most_rows(work: Work, sku: Sku, paged: bool) -> int:
@@ -199,7 +199,9 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
         weights=int(_own_parameters(profile, gpus) * item * held)
         + 3 * work.demand.adapters * item
         + draft_bytes(work, dtype),
-        kv_cache=kv_bytes_per_token(work, dtype) * kept // min(gpus, profile.kv_heads or 1),  # fewer heads are repeated
+        # Fewer heads are repeated.
+        kv_cache=kv_bytes_per_token(work, dtype) * kept // min(gpus, profile.kv_heads or 1)
+        + profile.state_bytes * rows,
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=_available(sku, work.demand.share),

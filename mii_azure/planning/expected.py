@@ -73,9 +73,13 @@ def _unmeasured(work: Work) -> bool:
 
 
 def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
-    """Runner on a CPU: in eight bits where all processors of the size have VNNI and a pass takes them by itself."""
+    """Runner on a CPU: what all processors of the size have the instructions for, and a pass takes by itself.
+
+    Encoders are in eight bits where there is VNNI; AVX2 reads a decoder's narrow weights too, at a pace of its own.
+    """
     profile, sets = work.profile, [each.sets for each in placed.sku.processors]
-    eight = work.demand.eight and bool(sets) and all("VNNI" in each for each in sets)
+    narrow_pays = work.demand.eight and bool(sets)
+    eight = narrow_pays and all("VNNI" in each for each in sets)
     if profile.kind == "encoder":
         return "cpu encoder, int8" if eight and profile.family in CPU_STACK else "cpu encoder"
     native = profile.kind == "decoder" and work.task in GENERATES and text_family(profile.family) in NATIVE_STEP.served
@@ -83,7 +87,9 @@ def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
         placed.dtype == "float32" and 4 * profile.parameters >= WORTH_ON_CPU and rows <= limits.MAX_BATCH_SIZE["cpu"]
     )
     narrow = "int4" if profile.shipped == "int4" else "int8"
-    return decoder_runner("cpu", rows, narrow) if eight and native and worth else ""
+    if not (narrow_pays and native and worth and all("AVX2" in each for each in sets)):
+        return ""
+    return decoder_runner("cpu" if eight else "cpu AVX2", rows, narrow)
 
 
 def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:

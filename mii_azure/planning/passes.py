@@ -13,6 +13,7 @@ from mii_azure.platform.limits import GB
 from mii_azure.spec import Spec
 from scoring.config import Deployment, Limits, Optimisation, PassDecision
 from scoring.passes.base import Applicability, Facts, Hardware
+from scoring.passes.families import RECURRENT, WHOLE_PROMPTS
 from scoring.passes.registry import catalogue
 from scoring.passes.runner import WITHOUT_FP8, choose
 from scoring.passes.speculation import decide
@@ -61,7 +62,7 @@ def _require_cache(spec: Spec, chosen: Sequence[tuple[str, Applicability]]) -> N
         raise NotAvailable(f"{spec.model} cannot keep a KV cache in FP8: {refused.reason}.", WITHOUT_FP8)
 
 
-def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Decision]:
+def lines(spec: Spec, facts: Profile, placed: Fit, passes: Collection[PassDecision]) -> list[Decision]:
     """Lines of the plan that show a CPU's instruction sets, the pass decisions, and of a decoder whether it drafts."""
     decisions = processors.lines(placed.sku) + [
         Decision(
@@ -73,8 +74,9 @@ def lines(spec: Spec, placed: Fit, passes: Collection[PassDecision]) -> list[Dec
         for each in passes
     ]
     taken = {each.name for each in passes if each.take}
-    drafts = [_drafts(spec, placed, "weight_only" in taken)] if "static_decode" in taken else []
-    return [*decisions, *drafts, *_invariance(spec, taken, device_of(placed.sku))]
+    drafts = [_drafts(spec, facts.family, placed, "weight_only" in taken)] if "static_decode" in taken else []
+    kept = _states(facts) if "static_decode" in taken else []
+    return [*decisions, *drafts, *kept, *_invariance(spec, taken, device_of(placed.sku))]
 
 
 def _invariance(spec: Spec, taken: Collection[str], device: str) -> list[Decision]:
@@ -91,7 +93,7 @@ def _invariance(spec: Spec, taken: Collection[str], device: str) -> list[Decisio
     return [Decision(what="batch invariance", value=value, reason=reason)]
 
 
-def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
+def _drafts(spec: Spec, family: str, placed: Fit, rounded: bool) -> Decision:
     told = decide(
         spec.speculation,
         device_of(placed.sku),
@@ -99,9 +101,20 @@ def _drafts(spec: Spec, placed: Fit, rounded: bool) -> Decision:
         rounded=rounded,
         draft=bool(spec.draft_model),
         fixed=spec.batch_invariant,
+        recurrent=family in RECURRENT,
     )
     value = ("the draft model" if spec.draft_model else "n-grams") if told.take else "off"
     return Decision(what="speculation", value=value, reason=_sentence(told.reason), forecast=spec.speculation == "auto")
+
+
+def _states(facts: Profile) -> list[Decision]:
+    """Describe the recurrent states of a sequence, where layers keep them, and what they rule out."""
+    if facts.family not in RECURRENT:
+        return []
+    reason = "They are of whole sequences: no prefix is reused, and a preempted one is computed from its beginning."
+    if facts.family in WHOLE_PROMPTS:
+        reason += " A prompt is one step, for which the streams beside it wait: the modules begin anew with each piece."
+    return [Decision(what="recurrent states", value=f"{facts.state_bytes / 1e6:.1f} MB a sequence", reason=reason)]
 
 
 def _hardware(placed: Fit) -> Hardware:

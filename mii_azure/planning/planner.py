@@ -122,7 +122,7 @@ def make_plan(spec: Spec, facts: Profile, options: Options, beside: int = 0, dra
             *([quantization.decision(facts, placed.dtype)] if facts.shipped else []),
             *rationale.of_serving(work, placed, bounds),
             *rationale.of_time(facts, device, begun, wait, timeout),
-            *planning_passes.lines(spec, placed, passes),
+            *planning_passes.lines(spec, facts, placed, passes),
             *rationale.of_instances(spec, sku, quota),
         ),
     )

@@ -36,6 +36,7 @@ HOST_FILES = (
     "host/__init__.py",
     "host/adapter_policy.py",
     "host/callers.py",
+    "host/departures.py",
     "host/event_loop_streams.py",
     "host/host.py",
     "host/reload.py",

@@ -30,6 +30,7 @@ from scoring.errors import (
     RequestTimeout,
 )
 from scoring.limits.deadline import Deadline, check, held, left, within
+from scoring.limits.departure import stopping
 from scoring.lora.served import AdapterChange
 from scoring.schema import token_requests
 from scoring.strict_json.body import dumps, read_json
@@ -218,7 +219,8 @@ class Answers(ABC):
 
     def _wait(self, job: Job) -> list[Any]:
         try:
-            return job.finished(left())
+            with stopping(job.cancel):
+                return job.finished(left())
         except (FutureTimeout, CancelledError, RequestTimeout):
             job.cancel()
             limit = self.deployment.limits.request_timeout_s

@@ -11,10 +11,12 @@ from scoring.decoder.model import DecoderModel
 from scoring.decoder.torch_backend import TorchBackend
 
 
-def plain_backend(model: DecoderModel | GenericModel, state: KVCache, fixed: bool) -> PlainBackend:
+def plain_backend(
+    model: DecoderModel | GenericModel, state: KVCache, fixed: bool, adapters: SlotAdapters
+) -> PlainBackend:
     """Return the back end in plain torch."""
     if isinstance(model, GenericModel):
-        return GenericTorchBackend(model, state)
+        return GenericTorchBackend(model, state, adapters.rows)
     return (FixedTorchBackend if fixed and model.device.type == "cpu" else TorchBackend)(model, state)
 
 

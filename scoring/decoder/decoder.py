@@ -8,8 +8,8 @@
     later.tokens()                         # waits for this step only; read it one step late
 
 A slot is a row of the batch; its tokens lie in blocks, which it gets as it grows and `release` gives back. A sequence
-opened with a salt shares the blocks of earlier ones that begin alike. On a CPU every call is complete when it returns.
-On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
+opened with a salt shares the blocks of earlier ones that begin alike, unless layers keep recurrent states. On a CPU
+every call is complete when it returns. On a GPU, `sample` and `step` only enqueue; tokens stay on the device between
 steps, so a step need not wait for the tokens of the one before. All calls must come from one thread.
 """
 
@@ -79,9 +79,9 @@ class Decoder:
             length = min(length, steady_rotary(text) or length)
         self.model: DecoderModel | GenericModel
         generic = self.tier == "generic"
-        self.model = probe(hf_model, length, self.unfit, team) if generic else build(hf_model, length, team)
-        self.slots = slots
-        dtype = FP8 if narrow else self.model.dtype
+        self.model = probe(hf_model, length, self.unfit, team, slots) if generic else build(hf_model, length, team)
+        self.recurrent = self.model.recurrent if isinstance(self.model, GenericModel) else None  # layers' states
+        self.slots, dtype = slots, FP8 if narrow else self.model.dtype
         self.groups = groups = group_layers([own.rewound(rewinds) for own in self.model.kept], length)
         blocks = pool_blocks(self.model, groups, slots, length, tokens, share, dtype.itemsize)
         self.full_length = length  # before it is reduced to what the cache holds
@@ -93,11 +93,11 @@ class Decoder:
         self.rotary = LongRotary(self.model.steady, slots)
         self.fixed = fixed  # answers are the same bits alone and in company
         self.adapters = SlotAdapters(hf_model, self.model)
-        self.plain = plain_backend(self.model, self.state, fixed)
+        self.plain = plain_backend(self.model, self.state, fixed, self.adapters)
         self._torch = self.adapters.around(self.plain)
         self._logits = OpenLogits()
         self._constrained: set[int] = set()  # slots whose tokens `sample` picks
-        self._drafts = drafts and not self.model.steady  # a draft may not reach into the other table
+        self._drafts = drafts and not self.model.steady and self.recurrent is None  # a draft reaches into neither
         self.draft: Decoder | None = None  # a small model's, which foretells tokens
         self.draft_cost = 0.0  # of one of its steps, in steps of this decoder
         self.rounds = False  # drafts come beside int8 steps too: their tokens are then those of the 16-bit weights
@@ -118,12 +118,12 @@ class Decoder:
         sampling = sampling or SamplingParams()
         (self.state if self._cuda is None else self._cuda).open(slot, sampling, self.rotary.open(slot, ids))
         (self._constrained.add if sampling.constrained else self._constrained.discard)(slot)
-        held = self.tables.open(slot, ids, self.rotary.salt(ids, salt))
+        held = self.tables.open(slot, ids, self.rotary.salt(ids, salt) if self.recurrent is None else None)
         self.lengths[slot] = held
         self._unsettled.pop(slot, None)
         self._logits.drop([slot])
         self._sync()
-        if held:
+        if held and sampling.repetition_penalty != 1.0:  # nothing else looks at them
             if self._cuda is not None:
                 self._cuda.settle()
             self.state.seen[slot, indices(ids[:held], self.model.device)] = 1
@@ -152,7 +152,7 @@ class Decoder:
         """Append prompt tokens to a slot; logits [vocabulary] after the last one, which `sample` then uses.
 
         A long prompt can come in pieces. Raises PromptTooLong beyond `max_length`, DeviceFull when the slots' blocks
-        are all in use, ValueError for no tokens.
+        are all in use, ValueError for no tokens or for a further piece where `recurrent` states do not take it.
         """
         return self.prefill_many([(slot, ids)])[0]
 

@@ -1,7 +1,7 @@
 """Adapters of a decoder's slots: beside the products of its model, and handed to forwards of the plain back ends."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -52,7 +52,11 @@ class SlotAdapters:
 
     def around(self, backend: PlainBackend) -> PlainBackend:
         """The back end, whose forwards then know their rows' adapters; itself for a model without adapters."""
-        return backend if self.bank is None else _Told(backend, self, self.bank)
+        return backend if self.bank is None else _Told(backend, self)
+
+    def rows(self, rows: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Tell the adapters of a forward's rows, of (slot, number of rows) each."""
+        return nullcontext() if self.bank is None else self.bank.rows(self.of(rows))
 
     def of(self, rows: Iterable[tuple[int, int]]) -> list[int]:
         """Adapter of each row, by number, of (slot, number of rows); -1 is the base."""
@@ -62,8 +66,8 @@ class SlotAdapters:
 class _Told:
     """A back end whose forwards know the adapter of each of their rows."""
 
-    def __init__(self, backend: PlainBackend, slots: SlotAdapters, bank: AdapterBank) -> None:
-        self._backend, self._slots, self._bank = backend, slots, bank
+    def __init__(self, backend: PlainBackend, slots: SlotAdapters) -> None:
+        self._backend, self._rows = backend, slots.rows
 
     def prefill(self, parts: Parts, tokens: Tensor) -> Tensor:
         with self._rows((slot, count) for slot, _, count in parts):
@@ -76,9 +80,6 @@ class _Told:
     def step(self, slots: Tensor, longest: int) -> Tensor:
         with self._rows((slot, 1) for slot in slots.tolist()):
             return self._backend.step(slots, longest)
-
-    def _rows(self, rows: Iterable[tuple[int, int]]) -> AbstractContextManager[None]:
-        return self._bank.rows(self._slots.of(rows))
 
 
 def attach_adapters(hf_model: nn.Module, model: Any) -> AdapterBank | None:

@@ -1,4 +1,7 @@
-"""Comparison of a decoder with plain transformers: chunked prefill, and cached steps of one slot and several."""
+"""Comparison of a decoder with plain transformers: chunked prefill, and cached steps of one slot and several.
+
+Where prompts must not come in pieces, prefill is not chunked.
+"""
 
 import sys
 import time
@@ -13,6 +16,8 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.plain import plain_logits
+from scoring.decoder.generic.recurrent import in_pieces
 from scoring.lora.bank import AdapterBank
 from scoring.lora.loading import trial_pairs
 
@@ -39,8 +44,9 @@ def reference(model: Any) -> Callable[[], DecoderReference]:
         needed = 4 * sum(parameter.numel() for parameter in model.parameters())
         if free_bytes(model.device) > 1.2 * needed:
             plain = deepcopy(model).float()
-    logits = _logits(plain, ids)
-    own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids)), torch.cat(logits))
+    starts = [len(row) - steps for row, steps in zip(ids, _steps(ids, model.device), strict=True)]
+    logits = _logits(plain, ids, starts)
+    own = 0.0 if plain is model else _relative(torch.cat(_logits(model, ids, starts)), torch.cat(logits))
     told = DecoderReference(ids, logits, own)
     return lambda: told
 
@@ -65,23 +71,29 @@ def free_bytes(device: torch.device) -> int:
 
 
 @torch.inference_mode()
-def _logits(model: Any, ids: list[list[int]]) -> list[Tensor]:
-    return [model(torch.tensor([row], device=model.device)).logits[0].float().cpu() for row in ids]
+def _logits(model: Any, ids: list[list[int]], starts: list[int]) -> list[Tensor]:
+    """Plain logits after each token; where it makes a difference, of steps from `starts` on."""
+    return [plain_logits(model, row, start).float().cpu() for row, start in zip(ids, starts, strict=True)]
+
+
+def _steps(ids: list[list[int]], device: torch.device) -> list[int]:
+    """Tokens at the end of each probe that steps take."""
+    most = _ON_CPU if device.type == "cpu" else [len(row) for row in ids]
+    return [min(max(1, len(row) - _PREFILLED), steps) for row, steps in zip(ids, most, strict=True)]
 
 
 def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
     """Relative errors (2-norms over all positions) of "prefill" and "decode", with teacher forcing."""
     slots = list(range(min(decoder.slots, len(told.ids))))
-    on_cpu = decoder.model.device.type == "cpu"
     probes = [ids[: decoder.max_length] for ids in told.ids]
-    steps = [min(max(1, len(ids) - _PREFILLED), _ON_CPU[i] if on_cpu else len(ids)) for i, ids in enumerate(probes)]
+    steps = _steps(probes, decoder.model.device)
     starts = [len(ids) - count for ids, count in zip(probes, steps, strict=True)]
     prefill, found, wanted = [], [], []
     for slot in slots:
         start = starts[slot]
         decoder.open(slot)
-        decoder.prefill(slot, told.ids[slot][: start // 2])
-        logits = decoder.prefill(slot, told.ids[slot][start // 2 : start])
+        for piece in (slice(start // 2), slice(start // 2, start)) if in_pieces(decoder.recurrent) else (slice(start),):
+            logits = decoder.prefill(slot, told.ids[slot][piece])
         prefill.append((logits.float().cpu(), told.logits[slot][start - 1]))
     for number in range(max(steps[: len(slots)])):
         live = [slot for slot in slots if number < steps[slot]]
@@ -90,6 +102,8 @@ def errors(decoder: Decoder, told: DecoderReference) -> dict[str, float]:
         decoder.step(live)
         found += list(decoder.last_logits(len(live)).float().cpu())
         wanted += [told.logits[slot][starts[slot] + number] for slot in live]
+    for slot in slots:  # else their blocks would be lost to sequences on other slots
+        decoder.release(slot)
     return {
         "prefill": _relative(torch.stack([a for a, _ in prefill]), torch.stack([b for _, b in prefill])),
         "decode": _relative(torch.stack(found), torch.stack(wanted)),
@@ -133,7 +147,7 @@ def _adapter_error(decoder: Decoder, hf_model: Any, bank: AdapterBank) -> float:
     found, errors, wanted = decoder.prefill_many([(slot, ids[:-1]) for slot in slots]).float(), [], []
     for slot, name in enumerate(names):
         with bank.everywhere(name):
-            before, after = _logits(hf_model, [ids])[0][-2:]
+            before, after = _logits(hf_model, [ids], [len(ids) - 1])[0][-2:]
         errors.append(_relative(found[slot].cpu(), before))
         wanted.append(after)
     if decoder.model.device.type == "cpu":  # where steps need not be captured

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scoring.errors import InvalidParameter, RequestTimeout
 from scoring.generation.grammar_text import grammar_text, place_of_fault
+from scoring.generation.mark_texts import told_vocabulary
 from scoring.limits.cpus import cores
 from scoring.limits.deadline import left
 from scoring.schema.structured import Constraint
@@ -134,10 +135,10 @@ class Grammars:
 def _read(tokenizer: Any, tokens: int, ends: list[int]) -> tuple[Any, Any]:
     """Read a vocabulary with its end tokens for llguidance; raises InvalidParameter if that cannot be done."""
     try:
-        from llguidance import LLExecutor, LLTokenizer, hf
+        from llguidance import LLExecutor, LLTokenizer
 
-        slices = LLTokenizer.json_slices()
-        vocabulary = hf.from_tokenizer(tokenizer, n_vocab=tokens, eos_token=ends or None, slices=slices)
+        slices, told = LLTokenizer.json_slices(), told_vocabulary(tokenizer)
+        vocabulary = LLTokenizer(told, n_vocab=tokens, eos_token=ends or tokenizer.eos_token_id, slices=slices)
         return vocabulary, LLExecutor(min(_THREADS, cores()))
     except ImportError:
         remedy = "Install llguidance, which the bundle's lock has."

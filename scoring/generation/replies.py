@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scoring.generation.braced_calls import BracedCall
+from scoring.generation.channels import ChannelParser
 from scoring.generation.tagged_calls import TaggedCall, Typed
-from scoring.generation.tool_formats import THINK, ToolFormat
+from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
 _CALL_KEYS = ("name", "id", "type")
 Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a stream's events
@@ -25,11 +27,13 @@ class ReplyForm:
     tools: tuple[str, ...] = ()  # names that may be called
     format: ToolFormat | None = None
     typed: Typed = frozenset()  # of arguments that stand between tags
+    marks: Marks = THINK  # of a thought
+    channels: bool = False  # it comes in messages, each of a channel
 
     @property
     def plain(self) -> bool:
         """True if an answer is text and nothing else."""
-        return not self.thinks and not self.tools
+        return not self.thinks and not self.tools and not self.channels
 
 
 class PartialCall:
@@ -111,7 +115,7 @@ class ReplyParser:
         self._seed, self._answer = seed, answer
         self._text = ""  # not yet told
         self._stage = "thought" if form.opened else "start"
-        self._call: PartialCall | TaggedCall | None = None
+        self._call: PartialCall | TaggedCall | BracedCall | None = None
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
@@ -136,18 +140,19 @@ class ReplyParser:
     def _start(self, last: bool) -> list[Part]:
         """Parse an answer before its first character that is not a blank."""
         begun = self._text.lstrip()
-        if self._form.thinks and begun.startswith(THINK[0]):
-            self._text, self._stage = begun.removeprefix(THINK[0]), "thought"
-        elif last or not (self._form.thinks and THINK[0].startswith(begun)):
+        mark = self._form.marks[0]
+        if self._form.thinks and begun.startswith(mark):
+            self._text, self._stage = begun.removeprefix(mark), "thought"
+        elif last or not (self._form.thinks and mark.startswith(begun)):
             self._stage = "first"
         return []
 
     def _thought(self, last: bool) -> list[Part]:
-        inside, mark, rest = self._text.partition(THINK[1])
+        inside, mark, rest = self._text.partition(self._form.marks[1])
         if mark:
             self._text, self._stage = rest, "thought_over"
             return [{"reasoning_content": inside}]
-        return self._tell("reasoning_content", 0 if last else _held(inside, THINK[1]))
+        return self._tell("reasoning_content", 0 if last else _held(inside, self._form.marks[1]))
 
     def _thought_over(self, last: bool) -> list[Part]:
         self._text = self._text.lstrip()
@@ -196,8 +201,13 @@ class ReplyParser:
         """Begin a call at this character; what stands before it is text again if that is no call."""
         form = self._form.format
         assert form is not None
-        self._call = PartialCall(form.key) if form.tags is None else TaggedCall(form.tags, self._form.typed)
+        self._call = self._new_call(form)
         self._lead, self._text, self._sent, self._stage = text[:at], text[at:], 0, "calling"
+
+    def _new_call(self, form: ToolFormat) -> "PartialCall | TaggedCall | BracedCall":
+        if form.quote:
+            return BracedCall(form.quote)
+        return PartialCall(form.key) if form.tags is None else TaggedCall(form.tags, self._form.typed)
 
     def _calling(self, last: bool) -> list[Part]:
         call = self._call
@@ -220,12 +230,12 @@ class ReplyParser:
             self._stage = "call_over" if own and own.tags and own.tags.end == own.end else "between"
         return [part for part in parts if part]
 
-    def _told(self, call: PartialCall | TaggedCall) -> Part:
+    def _told(self, call: PartialCall | TaggedCall | BracedCall) -> Part:
         """New parts of a call: at first its id and name, then more of its arguments."""
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
         if not self._sent:
-            own = {"id": self._id(), "type": "function", "function": {"name": call.name, "arguments": ""}}
+            own = {"id": self.id_of(self._calls), "type": "function", "function": {"name": call.name, "arguments": ""}}
             part |= own
         new = arguments[max(0, self._sent - 1) :]
         if self._sent and not new:
@@ -252,15 +262,21 @@ class ReplyParser:
         told, self._text = self._text[:cut], self._text[cut:]
         return [{kind: told}] if told else []
 
-    def _id(self) -> str:
-        """Id of the next call: of nine letters and digits, as Mistral's templates want it; the same on every host."""
-        told = f"{self._answer} {self._calls} {list(self._seed)}"
+    def id_of(self, call: int) -> str:
+        """Id of a call by its number: nine letters and digits, as Mistral's templates want it; the same everywhere."""
+        told = f"{self._answer} {call} {list(self._seed)}"
         return hashlib.sha256(told.encode()).hexdigest()[:9]
+
+
+def parser_of(form: ReplyForm, seed: Iterable[int], answer: int) -> ReplyParser | ChannelParser:
+    """Parser of an answer of this form."""
+    plain = ReplyParser(form, seed, answer)
+    return ChannelParser(form.tools, plain) if form.channels else plain
 
 
 def whole(form: ReplyForm, seed: Sequence[int], answer: int, text: str) -> Part:
     """A complete answer: `text`, and `reasoning_content` and `tool_calls` where it has them."""
-    parser = ReplyParser(form, seed, answer)
+    parser = parser_of(form, seed, answer)
     found: Part = {"text": ""}
     calls: list[dict[str, Any]] = []
     for part in [*parser.push(text), *parser.finish()]:

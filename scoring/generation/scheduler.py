@@ -27,6 +27,7 @@ from typing import Any
 from scoring.decoder.block_pool import BLOCK, blocks_of
 from scoring.decoder.chunk_size import chunk_within
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.recurrent import in_pieces
 from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prefix_cache import MIN_PREFIX_TOKENS, Begin, begin, common_prefix
 from scoring.decoder.prompt_cost import PromptCost
@@ -62,7 +63,8 @@ class Scheduler:
         self._room = BlockBudget(decoder, capacity, self._piece)
         self._late = device == "cuda"
         self._free_slots = dict.fromkeys(range(decoder.slots))  # that which was left the longest ago first
-        self._reuse = reuse
+        self._reuse = reuse and decoder.recurrent is None  # whose states are of a whole sequence, not of a prefix
+        self._in_pieces = in_pieces(decoder.recurrent)  # else a prompt is computed whole in one step
         self._drafting = Drafting(decoder)
         self._preempted: deque[RunningSequence] = deque()  # rows that lost their slots, the oldest first
         self._added = 0
@@ -95,11 +97,13 @@ class Scheduler:
         if not self._free_slots:
             return False
         running = [*self._prefilling, *self._decoding]
-        return not self._room.bounded or not running or self._room.takes(running, tokens, more, self.budget)
+        piece = self.budget if self._in_pieces else max(self.budget, tokens)
+        return not self._room.bounded or not running or self._room.takes(running, tokens, more, piece)
 
     def _piece(self, running: RunningSequence) -> int:
         """Most tokens of a row that one step computes."""
-        return max(1 + running.drafted, min(self.budget, len(running.ids) - running.filled))
+        left = len(running.ids) - running.filled
+        return max(1 + running.drafted, min(self.budget, left) if self._in_pieces else left)
 
     def add(self, row: Row, done: Done) -> None:
         """Assign a slot to a row that fits; a later `step` calls `done` when the row ends."""
@@ -199,9 +203,14 @@ class Scheduler:
             if not running.begun and not self._begin(running, leader):
                 continue
             most, at, left = budget, running.filled, len(running.ids) - running.filled
-            if cost is not None:
+            if not self._in_pieces:
+                if parts and left > budget:
+                    continue
+                most = left
+            elif cost is not None:
                 share, most = (ms, budget) if parts else self._oldest_share(cost, ms, budget)
                 most = min(most, chunk_within(cost.most(at, share), left, at))
+            if cost is not None:
                 ms -= cost.ms(at, min(most, left))
             ids = running.ids[at : at + most]
             budget -= len(ids)
@@ -225,7 +234,7 @@ class Scheduler:
         for running in [running for batch, _ in filled for running in batch]:
             running.filled += len(pieces[running])
         for running, ids in parts:
-            if is_out_of_memory(running.failure) and len(ids) > _LEAST_PROMPT:
+            if is_out_of_memory(running.failure) and len(ids) > _LEAST_PROMPT and self._in_pieces:
                 self._take_smaller_pieces(running, len(ids))
         whole = [running for running in chosen if running.filled == len(running.ids) and not running.failure]
         self._prefilling = [running for running in self._prefilling if running not in whole]

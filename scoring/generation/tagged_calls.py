@@ -14,8 +14,9 @@ _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list:
 _NUMBERS = {"integer", "number"}
 _SHARED = ("$defs", "definitions")  # parts of a schema that others refer to
 #: Limits of a text that a grammar of tags does not hold it to.
-_TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
+TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 _LITERALS = {"True": "true", "False": "false", "None": "null"}  # Python's, which models write too
+_DEPTH = 8  # references followed, of a chain
 #: Function, parameter, and a type that its value may have; a parameter without any is text.
 Typed = frozenset[tuple[str, str, str]]
 
@@ -107,8 +108,8 @@ def typed(tools: list[Tool]) -> Typed:
     found = set()
     for tool in tools:
         root = tool.function.parameters or {}
-        for key, schema in _properties(root).items():
-            found |= {(tool.function.name, key, kind) for kind in _kinds(schema, root)}
+        for key, schema in properties_of(root).items():
+            found |= {(tool.function.name, key, kind) for kind in kinds_of(schema, root)}
     return frozenset(found)
 
 
@@ -118,7 +119,7 @@ def rules(tags: Tags, at: int, tool: Tool, options: Mapping[str, Any]) -> list[s
     Arguments come in the order of the schema. A schema without properties leaves them free.
     """
     root = tool.function.parameters or {}
-    own, required = _properties(root), root.get("required") or []
+    own, required = properties_of(root), root.get("required") or []
     parts, found = [], []
     for number, (key, schema) in enumerate(own.items()):
         name = f"given{at}_{number}"
@@ -145,13 +146,13 @@ def _value_rules(
     """Rules of a value with its tags: one of several texts, any text, or JSON by its schema."""
     line = "\n" if tags.lines else ""
     begin, end = (line if tags.lines else "\n" + tags.value), line + tags.valued
-    kinds = _kinds(schema, root)
+    kinds = kinds_of(schema, root)
     values = schema.get("enum", [schema["const"]] if "const" in schema else []) if isinstance(schema, dict) else []
     texts = [value for value in values if isinstance(value, str)]
     if texts and kinds == {"string"}:
         return [f"{name}: {_quoted(begin)} ({' | '.join(_quoted(text) for text in texts)}) {_quoted(end)}"]
     if not kinds or "string" in kinds:
-        if exact and isinstance(schema, dict) and any(limit in schema for limit in _TEXT_LIMITS):
+        if exact and isinstance(schema, dict) and any(limit in schema for limit in TEXT_LIMITS):
             raise InvalidParameter(
                 "A text between tags cannot be held to that.", 'Leave out "strict", or the limit.', where=exact
             )
@@ -190,12 +191,13 @@ def _moved(schema: Any) -> Any:
     return moved
 
 
-def _properties(root: Mapping[str, Any]) -> dict[str, Any]:
+def properties_of(root: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties of a schema, with their schemas."""
     found = root.get("properties")
     return found if isinstance(found, dict) else {}
 
 
-def _kinds(schema: Any, root: Mapping[str, Any]) -> set[str]:
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """Types that a schema names, in any of its alternatives; none where it names none."""
     found: set[str] = set()
     followed: set[str] = set()
@@ -209,7 +211,7 @@ def _kinds(schema: Any, root: Mapping[str, Any]) -> set[str]:
         reference = each.get("$ref")
         if isinstance(reference, str) and reference not in followed:
             followed.add(reference)
-            left.append(_target(reference, root))
+            left.append(target_of(reference, root))
     return found
 
 
@@ -225,7 +227,16 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _target(reference: str, root: Mapping[str, Any]) -> Any:
+def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The schema itself, past references; empty for what is none."""
+    for _ in range(_DEPTH):
+        if not isinstance(schema, dict) or not isinstance(target := schema.get("$ref"), str):
+            break
+        schema = target_of(target, root)
+    return schema if isinstance(schema, dict) else {}
+
+
+def target_of(reference: str, root: Mapping[str, Any]) -> Any:
     """Schema at a reference's place in the root, the root itself for `#`; None if there is none."""
     found: Any = root
     for part in reference.removeprefix("#").split("/")[1:]:

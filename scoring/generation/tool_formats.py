@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from scoring.generation import tagged_calls
+from scoring.generation import braced_calls, channels, tagged_calls
 from scoring.generation.tagged_calls import GLM, QWEN, Tags
 from scoring.schema.structured import Constraint
 from scoring.schema.tools import Tool
 
-FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "json"]
-THINK = ("<think>", "</think>")
+FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "gemma", "harmony", "json"]
+Marks = tuple[str, str]  # before and after a thought
+THINK: Marks = ("<think>", "</think>")
+_CHANNEL: Marks = ("<|channel>thought\n", "<channel|>")  # Gemma 4's
 _MOST_CALLS = 16  # of one answer that must call: a model that is lost would go on until its tokens end
 _BLANKS = "BLANKS: /[ \\n]{0,2}/"
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -28,10 +30,13 @@ class ToolFormat:
     key: str = "arguments"
     listed: bool = False  # all calls in one JSON list
     tags: Tags | None = None  # of a call that is no JSON
+    quote: str = ""  # around texts of a call that is name{key:value}
 
     @property
     def opening(self) -> str:
         """Text at which a call begins; empty where its name is at once behind the mark."""
+        if self.quote:
+            return braced_calls.OPENING
         return "{" if self.tags is None else self.tags.begin
 
     def start(self, text: str) -> int | None:
@@ -49,7 +54,12 @@ _FORMATS = (
     ToolFormat("llama3", "<|python_tag|>", key="parameters"),
 )
 _PLAIN = ToolFormat("json")
+_HARMONY = ToolFormat("harmony")  # a call that must be made is JSON, others stand in channels
 _QWEN = ToolFormat("qwen_xml", "<tool_call>", "</tool_call>", tags=QWEN)
+_GEMMA = (
+    ToolFormat("gemma", "<|tool_call>", "<tool_call|>", quote='<|"|>'),
+    ToolFormat("gemma", "<start_function_call>", "<end_function_call>", quote="<escape>"),
+)
 _GLM = ToolFormat("glm", "<tool_call>", "</tool_call>", tags=GLM)
 
 
@@ -57,33 +67,45 @@ def tool_format(template: str) -> ToolFormat | None:
     """The form that a chat template teaches, JSON where it teaches no known one; None if it takes no tools."""
     if not re.search(r"\btools\b", template):
         return None
+    if channels.speaks_in_channels(template):
+        return _HARMONY
     if QWEN.begin in template and QWEN.key in template:
         return _QWEN
     if GLM.key in template:
         return _GLM
     if QWEN.begin in template or "[ARGS]" in template:  # names outside the JSON
         return _PLAIN
-    if known := [each for each in _FORMATS if each.begin in template]:
+    if known := [each for each in (*_GEMMA, *_FORMATS) if each.begin in template]:
         return known[0]
     return _FORMATS[2] if "ipython" in template else _PLAIN
 
 
-def thinks(template: str) -> bool:
-    """Return True if a chat template knows thoughts between <think> and </think>."""
-    return THINK[1] in template
+def thought_marks(template: str) -> Marks | None:
+    """Marks between which a chat template knows thoughts; None if it knows none."""
+    return next((marks for marks in (THINK, _CHANNEL) if marks[1] in template), None)
 
 
-def thought_rule(prompt: str, wanted: bool) -> str:
+def marks_as_text(template: str) -> set[str]:
+    """Marks of a template's forms that tokenizers hold for special tokens, and answers need as text."""
+    if channels.speaks_in_channels(template):
+        return set(channels.MARKS)
+    marks = thought_marks(template)
+    form = tool_format(template)
+    found = set() if marks is not _CHANNEL else {marks[0].removesuffix("thought\n"), marks[1]}
+    return found | ({form.begin, form.end, form.quote} if form and form.quote else set())
+
+
+def thought_rule(prompt: str, marks: Marks | None) -> str:
     """Lark's rules of the thought that may come first after a prompt; empty if none may.
 
     Defines `thought`, to be used before whatever follows.
     """
-    inner = f"inner[suffix={_quoted(THINK[1])}]: /(.|\\n)*/\nGAP: /[ \\n]{{0,4}}/"
-    if not wanted or prompt.rstrip().endswith(THINK[1]):
+    if marks is None or prompt.rstrip().endswith(marks[1]):
         return ""
-    if prompt.rstrip().endswith(THINK[0]):
+    inner = f"inner[suffix={_quoted(marks[1])}]: /(.|\\n)*/\nGAP: /[ \\n]{{0,4}}/"
+    if prompt.rstrip().endswith(marks[0].rstrip()):
         return f"thought: inner GAP\n{inner}"
-    return f"thought: ({_quoted(THINK[0])} inner GAP)?\n{inner}"
+    return f"thought: ({_quoted(marks[0])} inner GAP)?\n{inner}"
 
 
 def framed(constraint: Constraint, thought: str) -> Constraint:
@@ -141,6 +163,9 @@ def _calls(form: ToolFormat, tools: Sequence[Tool]) -> list[str]:
     for at, tool in enumerate(tools):
         options = {"lenient": not _exact(tool), "coerce_one_of": not _exact(tool)}
         guidance = {"whitespace_pattern": "[ \\n]{1,16}", **options}
+        if form.quote:
+            rules += braced_calls.rules(form.quote, at, tool, guidance)
+            continue
         if form.tags is not None:
             rules += tagged_calls.rules(form.tags, at, tool, guidance)
             continue

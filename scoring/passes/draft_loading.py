@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from scoring.errors import LoadError
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS
+from scoring.passes.families import NO_DRAFTS
 
 if TYPE_CHECKING:
     from scoring.decoder.decoder import Decoder
@@ -37,7 +38,10 @@ def draft_decoder(hf_model: Any, name: str, length: int, share: float) -> "Decod
         ) from error
     most, tokens = min(length, DRAFT_CACHE_TOKENS), DRAFT_CACHE_TOKENS
     # Sequences are wound back to the first wrong token of a draft.
-    return Decoder(loaded, SLOTS, most, tokens=tokens, share=share, rewinds=SIZES[-1])
+    made = Decoder(loaded, SLOTS, most, tokens=tokens, share=share, rewinds=SIZES[-1])
+    if made.recurrent is not None:
+        raise LoadError(f"The draft model in {name} cannot draft: {NO_DRAFTS}.", "Generate the bundle with another.")
+    return made
 
 
 def cost_of(draft: "Decoder", decoder: "Decoder") -> float:

@@ -156,7 +156,18 @@ REPEATED_HEADS = (
     "qwen3",
     "qwen3_moe",
 )
-_STATE = "its layers keep a recurrent state beside or in place of keys and values"
+#: Types whose layers keep a recurrent state beside or in place of keys and values, in transformers' own cache.
+RECURRENT = (
+    *("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2"),
+    *("lfm2_moe", "lfm3", "mamba", "mamba2", "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe"),
+    *("qwen3_5_moe_text", "qwen3_5_text", "qwen3_next", "zamba", "zamba2", "zaya"),
+)
+#: Of these, types whose modules begin their states anew with each piece of a prompt.
+WHOLE_PROMPTS = ("falcon_mamba", "jamba", "mamba", "zamba")
+#: Why nothing is drafted for them.
+NO_DRAFTS = "its recurrent states cannot be wound back to the first wrong token of a draft"
+_STATE = "its layers keep a recurrent state in a form of their own"
+_BIAS = "its attention adds biases to the scores"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"
 #: Refused on paper by the generic tier, which takes any other family and decides by the loaded model's attention.
@@ -164,12 +175,10 @@ GENERIC_DECODE = Families(
     (),
     {
         **dict.fromkeys(
-            ("bailing_hybrid", "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "inkling2_text",
-             "inkling_text", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "mamba", "mamba2", "minimax",
-             "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next",
-             "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2", "zaya"),
+            ("minimax", "recurrent_gemma", "rwkv", "xlstm"),
             _STATE,
         ),
+        **dict.fromkeys(("inkling2_text", "inkling_text"), _BIAS),
         **dict.fromkeys(
             ("axk2", "deepseek_v32", "deepseek_v4", "dots3_note", "dots3_note_text", "glm_moe_dsa", "hy_v4",
              "minimax_m3_vl_text", "qwen4_exp", "qwen4_exp_text"),
@@ -203,6 +212,9 @@ class TierChoice(NamedTuple):
     reason: str
 
 
+_GENERIC = "generic tier: transformers' own modules over our cache"
+
+
 def text_family(family: str) -> str:
     """Family of the decoder that answers a text: of a multimodal type, its text part's."""
     return WRAPPED.get(family, family)
@@ -214,4 +226,7 @@ def decoder_tier(family: str) -> TierChoice:
         return TierChoice("fused", "fused tier" if text == family else f"fused tier, as the {text} in it")
     if family in GENERIC_DECODE.refused:
         return TierChoice(None, f"{family}: {GENERIC_DECODE.refused[family]}")
-    return TierChoice("generic", "generic tier: transformers' own modules over our cache")
+    if family in RECURRENT:
+        told = "and recurrent states of each slot, which are of whole sequences: no prefix is reused"
+        return TierChoice("generic", f"{_GENERIC} {told}")
+    return TierChoice("generic", _GENERIC)

@@ -2,6 +2,7 @@
 
 from scoring.config import Speculation
 from scoring.passes.base import Applicability
+from scoring.passes.families import NO_DRAFTS
 
 
 def decide(
@@ -13,16 +14,19 @@ def decide(
     rounded: bool = False,
     draft: bool = False,
     fixed: bool = False,
+    recurrent: bool = False,
 ) -> Applicability:
     """Decide for a decoder over `degree` ranks.
 
     `experts`: of a mixture, `rounded`: steps read int8 weights, `draft`: there is a draft model, `fixed`: no answer may
-    depend on its company.
+    depend on its company, `recurrent`: layers keep states that no step undoes.
     """
     if asked == "off":
         return Applicability(False, "as asked for")
     if fixed:
         return Applicability(False, "who else is served would decide which tokens are drafted")
+    if recurrent:
+        return Applicability(False, NO_DRAFTS)
     if degree > 1:
         return Applicability(False, "a decoder over several GPUs has no steps with drafts")
     if asked == "draft" and not draft:

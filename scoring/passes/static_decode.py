@@ -14,7 +14,7 @@ from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.draft_loading import cost_of, draft_decoder
-from scoring.passes.families import LONGEST_HEAD, Tier, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, RECURRENT, Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
 
@@ -102,6 +102,8 @@ class StaticDecode(Pass):
         """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
+        if facts.family in RECURRENT:
+            return Applicability(False, f"{facts.family}: slots have recurrent states on CPUs only")
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")
@@ -155,6 +157,8 @@ class StaticDecode(Pass):
         most = "up to " if model.device.type == "cpu" else ""
         detail = f"{slots} slots, {most}{decoder.state.bytes() / 2**20:.0f} MiB of keys and values"
         detail += f" for {decoder.capacity:,} tokens{' in FP8' if decoder.state.narrow else ''}"
+        if decoder.recurrent is not None:
+            detail += f"; {decoder.recurrent.told}"
         if decoder.max_length < decoder.full_length:
             detail += f"; the context is {decoder.max_length:,} tokens instead of {decoder.full_length:,}"
         if decoder.tier != decoder_tier(model.config.model_type).tier:
@@ -200,6 +204,7 @@ class StaticDecode(Pass):
 
         from scoring.decoder.adapters.parts import steady_rotary
         from scoring.decoder.decoder import Decoder
+        from scoring.decoder.generic.recurrent import keeps_states
 
         tokens, share = 0, 0.0
         if model.device.type == "cuda":
@@ -207,7 +212,8 @@ class StaticDecode(Pass):
         if ranks is None:
             experts = bool(getattr(model.config.get_text_config(decoder=True), "num_experts_per_tok", None))
             steady = steady_rotary(model.config.get_text_config(decoder=True))
-            named = self.draft_model if self._speculation in ("auto", "draft") and not steady else ""
+            drafted = self._speculation in ("auto", "draft") and not steady and not keeps_states(model.config)
+            named = self.draft_model if drafted else ""
             drafts = decide(
                 self._speculation, model.device.type, experts=experts, draft=bool(named), fixed=self.invariant
             ).take

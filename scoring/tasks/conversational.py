@@ -5,6 +5,8 @@ from typing import Any
 
 from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
+from scoring.generation.channels import THOUGHT, speaks_in_channels
+from scoring.generation.mark_texts import keep_as_text
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
 from scoring.generation.tagged_calls import typed
@@ -13,9 +15,10 @@ from scoring.generation.tool_formats import (
     argument_schemas,
     call_or,
     framed,
+    marks_as_text,
     may_call,
     must_call,
-    thinks,
+    thought_marks,
     thought_rule,
     tool_format,
 )
@@ -39,24 +42,26 @@ class Conversational(Generative):
     auto_class = "AutoModelForCausalLM"
 
     def __init__(self, loaded: Loaded, name: str) -> None:
+        template = getattr(loaded.tokenizer, "chat_template", None) or ""
+        written = template if isinstance(template, str) else "".join(template.values())
+        keep_as_text(loaded.tokenizer, marks_as_text(written))
         super().__init__(loaded, name)
-        if not self.tokenizer.chat_template:
+        if not template:
             raise LoadError(
                 "The model's tokenizer has no chat template, so messages cannot become a prompt.",
                 "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
             )
-        template = self.tokenizer.chat_template
-        written = template if isinstance(template, str) else "".join(template.values())
         self.tool_format = tool_format(written)
-        self.thinks = thinks(written)
-        self._controls = ThoughtControls.of_template(written, self.thinks)
+        self._channels = speaks_in_channels(written)
+        self.marks = thought_marks(written)
+        self._controls = ThoughtControls.of_template(written, self._channels or self.marks is not None)
 
     def abilities(self) -> dict[str, Any]:
         """Kinds of content that the chat template allows beside text, for the metadata."""
-        controls = self._controls
+        controls, marks = self._controls, THOUGHT if self._channels else self.marks
         return {
             "tools": self.tool_format.name if self.tool_format else None,
-            "reasoning": {"marks": THINK, "switch": controls.switch} if self.thinks else None,
+            "reasoning": {"marks": marks, "switch": controls.switch} if marks else None,
         }
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -71,14 +76,23 @@ class Conversational(Generative):
         variables = self._controls.variables(parameters)
         going_on = continues(value, parameters)
         prompt = render(self.tokenizer, value, tools, variables, item, going_on, parameters.add_generation_prompt)
-        thinking = self.thinks and not going_on and not self._controls.off(variables)
-        opened = thinking and prompt.rstrip().endswith(THINK[0])
+        marks = None if going_on or self._controls.off(variables) else self.marks
+        opened = marks is not None and prompt.rstrip().endswith(marks[0].rstrip())
         called = () if going_on else tuple(tool.function.name for tool in tools)
         tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
-        form = ReplyForm(thinking, opened, called, self.tool_format, tagged)
+        form = ReplyForm(
+            marks is not None,
+            opened,
+            called,
+            self.tool_format,
+            tagged,
+            marks or THINK,
+            channels=self._channels and not going_on,
+        )
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
-        constraint = self._constraint(parameters, tools, thought_rule(prompt, thinking))
+        # An answer that is bound has no channels, and is read as one without them.
+        constraint = self._constraint(parameters, tools, thought_rule(prompt, marks))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 
     def _tools(self, parameters: ConversationalParameters) -> list[Tool]:

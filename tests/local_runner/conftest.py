@@ -45,6 +45,7 @@ def make_bundle(folder: Path, name: str = "echo", task: str = "text-classificati
         "lora/served.py",
         "limits/control_groups.py",
         "limits/cpus.py",
+        "limits/departure.py",
         "strict_json/__init__.py",
         "strict_json/body.py",
         "strict_json/files.py",

@@ -1,6 +1,6 @@
 """A model of transformers as the generic tier runs it: its own modules, and what its attention calls are like."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
+from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -31,7 +32,8 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all. With
+    `recurrent` states its forwards are `forward_batch`'s.
     """
 
     family: str
@@ -53,11 +55,15 @@ class GenericModel:
     mixtures: tuple[()] = ()  # its experts are the module's too
     steady: int = 0  # its modules turn all rows of a forward alike: longer sequences are not for it
     compiled: dict[nn.Module, Forward] = field(default_factory=dict)  # layers that run by another forward
+    recurrent: SlotStates | None = None  # of layers that keep more than keys and values
+    cached: str = "past_key_values"  # its forward's name for a cache
+    placed: bool = True  # its forward takes positions
+    scans: Sequence[nn.Module] = ()  # modules that compute a prompt in chunks
 
     @property
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
-        return [layer.kept for layer in self.layers]
+        return [layer.kept for layer in self.layers] or [Kept(0)]  # without attention, tokens take their places alone
 
     @property
     def scratch_width(self) -> int:
@@ -73,12 +79,25 @@ class GenericModel:
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
         """Logits [rows, vocabulary] after those rows of tokens [T] at positions [T]; all of them int64."""
         kept = {"logits_to_keep": rows} if self.keeps else {}
-        with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):
-            found = own_forward(self.module, self.team)(
-                input_ids=tokens[None], position_ids=positions[None], use_cache=False, return_dict=True, **kept
-            )
-        logits: Tensor = found.logits[0]
+        logits = self._forward(attend, input_ids=tokens[None], position_ids=positions[None], use_cache=False, **kept)[0]
         return logits if self.keeps else logits[rows]
+
+    @torch.inference_mode()
+    def forward_batch(self, tokens: Tensor, positions: Tensor, cache: SlotCache, attend: Attend) -> Tensor:
+        """Logits [B, vocabulary] after the last of tokens [B, T], a sequence a row, whose states `cache` holds.
+
+        Heads are handed on sequence after sequence, as rows [B * T].
+        """
+        told = {"position_ids": positions} if self.placed else {}
+        kept = {"logits_to_keep": 1} if self.keeps else {}
+        with in_chunks(self.scans, tokens.shape[1]):
+            found = self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)
+        return found[:, -1]
+
+    def _forward(self, attend: Attend, **asked: Any) -> Tensor:
+        with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):
+            logits: Tensor = own_forward(self.module, self.team)(return_dict=True, **asked).logits
+        return logits
 
     def step_bytes(self) -> int:
         """Bytes of weights that one decode step may read: all, but for an embedding that is no head."""
@@ -102,17 +121,20 @@ class _Routed:
 
     def __init__(self, model: GenericModel, attend: Attend) -> None:
         self._model, self._attend = model, attend
+        self._called = 0
 
     def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, said: dict[str, Any]) -> Tensor:
         model = self._model
         if mask is not None:  # none was asked for: it is of the model's own making, and means more than causal
             raise ValueError("a layer masks its attention by itself")
+        index = model.places[id(module)] if model.recurrent is None else self._called  # layers may share a module
+        self._called += 1
         rows = [_rows(each, q.shape[-1]).to(model.dtype) for each in (q, k, v)]
-        found = self._attend(model.places[id(module)], *rows)
-        return found.view(1, q.shape[2], q.shape[1], q.shape[3])[..., : v.shape[-1]].contiguous().to(v.dtype)
+        found = self._attend(index, *rows).view(len(q), q.shape[2], q.shape[1], q.shape[3])
+        return found[..., : v.shape[-1]].contiguous().to(v.dtype)
 
 
 def _rows(heads: Tensor, width: int) -> Tensor:
-    """Heads [1, H, T, D] as rows [T, H, width], padded with zeros."""
-    rows = heads[0].transpose(0, 1)
+    """Heads [B, H, T, D] as rows [B * T, H, width], padded with zeros."""
+    rows = heads[0].transpose(0, 1) if len(heads) == 1 else heads.transpose(1, 2).flatten(0, 1)
     return rows if rows.shape[-1] == width else torch.nn.functional.pad(rows, (0, width - rows.shape[-1]))

@@ -12,6 +12,8 @@ from transformers import DynamicCache
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
+from scoring.decoder.generic.proof import Differs, proven
+from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, scans_of, takes_positions
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
 from scoring.decoder.torch_attention import attention
@@ -27,9 +29,6 @@ _IGNORED = frozenset(
      "output_router_logits", "output_hidden_states", "return_dict", "layer_idx", "is_causal", "dropout",
      "scaling", "sliding_window", "softcap", "s_aux", "logits_to_keep")
 )  # fmt: skip
-
-#: Layers of a cache of transformers that keep keys and values, or nothing.
-_PLAIN = frozenset(("DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"))
 
 
 class Unlike(Exception):
@@ -51,14 +50,16 @@ class _Call:
         return self.k is other.k and self.v is other.v and self.rule.window == other.rule.window
 
 
-def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None) -> GenericModel:
-    """Describe a model, or this rank's slice of it, for the generic tier; slots will hold `length` tokens.
+def probe(
+    model: Any, length: int, unfit: str = "", team: TensorParallelGroup | None = None, slots: int = 1
+) -> GenericModel:
+    """Describe a model, or this rank's slice of it, for the generic tier; `slots` will hold `length` tokens each.
 
     Raises LoadError if its attention is not standard, with the reason, and with that against the fused tier.
     """
     try:
-        return _described(model, length, team)
-    except Unlike as reason:
+        return _described(model, length, team, slots)
+    except (Unlike, Differs) as reason:
         told = str(reason)
     except Exception as failure:  # whatever a model's own code raises for such a forward
         told = f"its forward fails over flat rows of tokens: {type(failure).__name__}: {str(failure)[:200]}"
@@ -67,21 +68,26 @@ def probe(model: Any, length: int, unfit: str = "", team: TensorParallelGroup | 
 
 
 @torch.inference_mode()
-def _described(model: Any, length: int, team: TensorParallelGroup | None) -> GenericModel:
-    told = inspect.signature(type(model).forward).parameters
+def _described(model: Any, length: int, team: TensorParallelGroup | None, slots: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
-    _check_config(model.config, config, told)
-    _check_cache(config)
+    states = _recurrent_layers(config, team)
+    if states is not None and model.device.type != "cpu":
+        raise Unlike("its layers keep recurrent states, which slots have on CPUs only")
+    attending = None if states is None else sum(kind in ("attention", "both") for kind in kinds_of(states))
+    _check_config(model, config, attending != 0)
     probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
     tokens = torch.arange(_TOKENS, device=device) + 1
     kept = torch.tensor([_TOKENS - 1, 0], device=device)
-    asked = {"logits_to_keep": kept} if "logits_to_keep" in told else {}
+    keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+    asked = {"logits_to_keep": kept} if keeps else {}
+    placed = {"position_ids": tokens[None] - 1} if takes_positions(model) else {}
     with listening(configs, probing, PROBED):
-        found = own_forward(model, team)(
-            input_ids=tokens[None], position_ids=tokens[None] - 1, use_cache=False, return_dict=True, **asked
-        )
+        found = own_forward(model, team)(input_ids=tokens[None], use_cache=False, return_dict=True, **placed, **asked)
     calls = probing.calls
-    _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
+    if states is None:
+        _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
+    elif attending:
+        _check_calls(calls, attending, device, repeats=True)
     layers = [GenericLayer(call.rule, kept) for call, kept in zip(calls, _kept(calls), strict=True)]
     described = GenericModel(
         family=model.config.model_type,
@@ -89,17 +95,23 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None) -> Gen
         configs=configs,
         places={id(call.module): index for index, call in enumerate(calls)},
         layers=layers,
-        heads=max(call.q.shape[1] for call in calls),
-        kv_heads=max(call.k.shape[1] for call in calls),
-        head_dim=max(call.q.shape[3] for call in calls),
+        heads=max((call.q.shape[1] for call in calls), default=1),
+        kv_heads=max((call.k.shape[1] for call in calls), default=1),
+        head_dim=max((call.q.shape[3] for call in calls), default=1),
         vocabulary=int(found.logits.shape[-1]),
         hidden=int(config.hidden_size),
         dtype=model.dtype,
         device=device,
         team=team,
         keeps=bool(asked) and found.logits.shape[1] == len(kept),
+        cached=cache_name(model),
+        placed=bool(placed),
     )
-    described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
+    if states is not None:
+        described.scans = scans_of(model)
+        described.recurrent = proven(described, states, slots)
+    else:
+        described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
     return described
 
 
@@ -112,10 +124,10 @@ def _kept(calls: Sequence[_Call]) -> list[Kept]:
     return kept
 
 
-def _check_config(whole: Any, text: Any, told: Any) -> None:
-    if whole.is_encoder_decoder:
+def _check_config(model: Any, text: Any, attends: bool) -> None:
+    if model.config.is_encoder_decoder:
         raise Unlike("it is an encoder-decoder")
-    if "position_ids" not in told:
+    if attends and not takes_positions(model):
         raise Unlike("its forward takes no positions")
     # Some modules follow it where there is no mask; of "vision" only the places of images see each other.
     if getattr(text, "use_bidirectional_attention", False) not in (None, False, "vision"):
@@ -125,21 +137,30 @@ def _check_config(whole: Any, text: Any, told: Any) -> None:
         raise Unlike(f"{rope} rotary positions change with the length")
 
 
-def _check_cache(text: Any) -> None:
-    """Raise Unlike for a model whose own cache keeps more than keys and values; a layer may keep nothing."""
+def _recurrent_layers(text: Any, team: TensorParallelGroup | None) -> list[Any] | None:
+    """Layers of a model's own cache if some keep recurrent states, None if they keep keys and values, or nothing.
+
+    Raises Unlike for a model whose cache keeps anything else.
+    """
     try:
         layers = DynamicCache(config=text).layers
     except Exception as failure:
         raise Unlike(f"its cache is one of its own: {type(failure).__name__}") from failure
-    strange = sorted({type(layer).__name__ for layer in layers} - _PLAIN)
+    strange = sorted({type(layer).__name__ for layer in layers} - set(KINDS))
     if strange:
         raise Unlike(f"layers keep more than their own keys and values: {', '.join(strange)}")
+    if not set(kinds_of(layers)) & {"recurrent", "both"}:
+        return None
+    if team is not None:
+        raise Unlike("its layers keep recurrent states, which no slices over several GPUs have")
+    return list(layers)
 
 
-def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.device) -> None:
+def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.device, repeats: bool = False) -> None:
+    """Raise Unlike if the layers' calls are not alike; `repeats`: layers may share a module."""
     if not calls:
         raise Unlike("its attention does not go through transformers' attention interface")
-    if len({id(call.module) for call in calls}) < len(calls):
+    if len({id(call.module) for call in calls}) < len(calls) and not repeats:
         raise Unlike("a module attends more than once")
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")

@@ -186,7 +186,7 @@ def _odd_factors(writer: gguf.GGUFWriter) -> Iterable[str]:
         (_with(split__count=3), NotAvailable, "one part"),
         (_with(general__type="mmproj"), NotAvailable, "mmproj"),
         (_with(general__type="adapter"), NotAvailable, "adapter"),
-        (_with(llama__expert_count=8), NotAvailable, "no place for 6 of"),
+        (_with(llama__expert_count=8, llama__expert_used_count=2), NotAvailable, "no place for 6 of"),
         (_with(llama__expert_shared_count=1), NotAvailable, "llama.expert_shared_count .1., which has no place"),
         (_with(llama__rope__scaling__type="yarn"), NotAvailable, "scales its positions"),
         (_with("tokenizer.ggml.tokens"), TokenizerMissing, "no vocabulary"),

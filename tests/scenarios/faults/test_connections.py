@@ -1,8 +1,10 @@
 """Clients that stall: half a request, or an answer that nobody reads. Memory is bounded, and others are served."""
 
+import asyncio
 import json
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,13 +14,16 @@ import grpc
 import httpx
 import pytest
 
+from local_runner.grpc import services as grpc_services
+from local_runner.host.host import ScriptHost
 from local_runner.http import server as http_server
 from local_runner.http import uvicorn_protocol
 from local_runner.process.launch import Runner
 from local_runner.protos import scoring_pb2, scoring_pb2_grpc
 from scoring.api.answers import Reply
+from scoring.limits.departure import stopping
 from tests.scenarios.faults.conftest import HOST, connect, lines, resident, served, until
-from tests.scenarios.fuzz.apps import serving
+from tests.scenarios.fuzz.apps import ServiceScript, serving
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -65,6 +70,61 @@ def heard(connection: socket.socket) -> bytes:
     while part := connection.recv(1 << 16):
         parts.append(part)
     return b"".join(parts)
+
+
+class Thinker:
+    """A service that answers once its caller has gone, or after half a minute."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.asked, self.left = threading.Event(), threading.Event()
+
+    def drain(self, timeout_s: float) -> bool:
+        return True
+
+    def answer(self, raw: str) -> Reply:
+        if json.loads(raw).get("inputs") == "quick":
+            return Reply(200, b'"here"')
+        with stopping(self.left.set):
+            self.asked.set()
+            self.left.wait(30)
+        return Reply(200, b'"late"')
+
+
+@pytest.mark.parametrize("behind", [b"", b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n"], ids=["alone", "with another"])
+def test_work_ends_with_the_client_that_waits_for_it(behind: bytes, bundle: Path) -> None:
+    thinker = Thinker()
+    with serving(bundle, thinker) as base:
+        connection = connect(httpx.URL(base).port or 0)
+        body = b'{"inputs": "slow"}'
+        head = b"POST /score HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body)
+        connection.sendall(head + body + behind)
+        assert thinker.asked.wait(20)
+        assert httpx.post(f"{base}/score", json={"inputs": "quick"}, trust_env=False).json() == "here"
+        assert not thinker.left.is_set()
+        connection.close()
+        assert thinker.left.wait(10)
+        until(lambda: 'requests_total{code="499"} 1.0' in httpx.get(f"{base}/metrics", trust_env=False).text)
+
+
+def test_work_ends_with_the_deadline_of_a_grpc_call(bundle: Path) -> None:
+    thinker = Thinker()
+
+    async def run() -> None:
+        host = ScriptHost(bundle, ServiceScript(bundle, thinker))
+        await host.load()
+        server = grpc_services.build(host, grpc_services.Health(host))
+        port = server.add_insecure_port(f"{HOST}:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"{HOST}:{port}") as channel:
+            call = scoring_pb2_grpc.ScoringStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
+                await call.Score(scoring_pb2.ScoreRequest(json='{"inputs": "slow"}'), timeout=0.5)
+            assert await asyncio.to_thread(thinker.left.wait, 10)
+        await server.stop(None)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("sent", HALVES.values(), ids=HALVES)

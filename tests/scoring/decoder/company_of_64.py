@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.generic.plain import plain_logits
 from scoring.generation.scheduler import Scheduler
 from scoring.passes.families import Tier
 from tests.scoring.conftest import Served
@@ -48,9 +49,13 @@ def check_company_of_64(served: Served, model: Any, tier: Tier) -> None:
     with torch.inference_mode():  # what pads a row comes behind it, and changes nothing
         picked = model(pad_sequence(whole, batch_first=True)).logits.argmax(-1)
     for number, ids in prompts.items():
-        answer = done[number][0]
-        assert picked[number, len(ids) - 1 : len(ids) + len(answer) - 1].tolist() == list(answer), number
+        answer = list(done[number][0])
+        found = picked[number, len(ids) - 1 : len(ids) + len(answer) - 1].tolist()
+        if found != answer and decoder.recurrent is not None:  # some modules compute a step otherwise than a prompt
+            found = plain_logits(model, ids + answer, len(ids)).argmax(-1)[len(ids) - 1 : -1].tolist()
+        assert found == answer, number
     told = served.service.statistics()
     assert told["preemptions"] > before["preemptions"]
-    assert told["cached_tokens"] > before["cached_tokens"] + 64
+    cached = told["cached_tokens"] - before["cached_tokens"]
+    assert cached > 64 if decoder.recurrent is None else cached == 0
     assert decoder.tables.pool.used == 0

@@ -36,13 +36,11 @@ SERVED = (
 )  # fmt: skip
 FORCED = ("llama", "gpt2", "gemma2", "gpt_oss", "mistral", "mixtral")
 REFUSED = {
-    "bamba": "keep more than their own keys and values",
     "bert": "neither causal nor a window",
     "codegen": "does not go through transformers' attention interface",
     "deepseek_v32": "DynamicIndexedLayer",
     "diffllama": "attends more than once",
-    "mamba": "takes no positions",
-    "qwen3_next": "LinearAttentionLayer",
+    "inkling_text": "is given position_bias",
 }
 NEW = 5
 CPU = torch.device("cpu")

@@ -13,8 +13,10 @@ from scoring.config import Limits
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.block_tables import BlockTables
 from scoring.decoder.decoder import Decoder
+from scoring.decoder.kv_cache import SamplingParams
 from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.prompt_cost import PromptCost
+from scoring.decoder.verify import errors, reference
 from scoring.engine.row import Row
 from scoring.errors import DeviceFull, PromptTooLong
 from scoring.generation.scheduler import Scheduler
@@ -67,6 +69,16 @@ def test_prompts_and_steps_across_blocks_match(model: Any, tokens: int) -> None:
         decoder.prefill_many(parts)
     for ids, answer in zip((prompts[slot] for slot in order), steps(decoder, order, 6), strict=True):
         check_greedy(model, ids, answer)
+
+
+def test_a_cached_prefix_is_marked_for_a_penalty_of_repetitions_alone(model: Any) -> None:
+    decoder, ids = Decoder(model, 3, 256), prompt(model, 150)
+    decoder.open(0, None, ids, "salt")
+    decoder.prefill(0, ids)
+    assert decoder.open(1, None, ids, "salt") == 149
+    assert not decoder.state.seen[1].any()
+    assert decoder.open(2, SamplingParams(repetition_penalty=1.2), ids, "salt") == 149
+    assert decoder.state.seen[2].nonzero()[:, 0].tolist() == sorted(set(ids[:149]))
 
 
 @pytest.mark.parametrize("tokens", [0, 24 * BLOCK], ids=["in place", "anywhere"])
@@ -365,3 +377,13 @@ def test_every_block_has_the_users_that_tables_say(in_place: bool, windows: tupl
         counted += written.check_users()
     assert reused > 100
     assert (counted > 0) == (not in_place)
+
+
+def test_verification_leaves_all_blocks_to_sequences(model: Any) -> None:
+    """One of full length fits a pool of no more; it was refused for good while probes' slots kept some blocks."""
+    length = 3 * BLOCK
+    decoder = Decoder(model, 4, length, tokens=length)
+    found = errors(decoder, reference(model)())
+    assert max(found.values()) <= 1e-5 and decoder.tables.pool.used == 0
+    decoder.open(0)
+    decoder.prefill(0, [7 + at % 50 for at in range(length)])

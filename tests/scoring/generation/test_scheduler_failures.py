@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import pytest
 import torch
 
 from scoring.errors import NotReady
+from scoring.limits.departure import Departure, departure
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generation.slots import LONG, SLOTS, TASK, Ask, Steps, forever, rows, slotted
@@ -209,3 +211,24 @@ def test_draining_finishes_what_is_on_slots(gpt2: Served, monkeypatch: pytest.Mo
     steps.go.set()
     assert engine.drain(20)
     assert [len(output[0]) for output in job.future.result(0)] == [100] * (SLOTS + 1)
+
+
+def test_rows_whose_caller_has_gone_leave_the_decoder_and_the_queue(
+    gpt2: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twelve rows four are on slots and eight wait; each had its hundred tokens to the last."""
+    steps, notice = Steps(gpt2, monkeypatch), Departure()
+    before = dict(gpt2.service.statistics())["generated_tokens"]
+    context = copy_context()
+    context.run(departure.set, notice)
+    steps.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        asked = {"inputs": ["The"] * 3 * SLOTS, "parameters": {"max_new_tokens": 100, "ignore_eos": True}}
+        answer = pool.submit(context.run, gpt2, asked)
+        until(lambda: steps.batches)
+        notice.leave()
+        steps.go.set()
+        answer.result(20)
+        until(lambda: gpt2.service.engine.depth() == 0)
+    assert gpt2.service.statistics()["generated_tokens"] - before < 50
+    assert gpt2.ok("Hello", max_new_tokens=2)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring.decoder.decoder import Decoder
+from scoring.generation.channels import MARKS
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generation.test_replies import put_together
@@ -114,8 +117,9 @@ def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     made = put_together([event["token"] for event in events[:-2]])
     assert made["tool_calls"] == entry["tool_calls"]
     assert made["text"] == entry["generated_text"] == ""
-    # Between tags a value is told once it is whole.
-    assert len(events) > (8 if model.service.task.tool_format.tags is None else 4)
+    # Between tags or quotes a value is told once it is whole.
+    form = model.service.task.tool_format
+    assert len(events) > (4 if form.tags or form.quote else 8)
 
 
 def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) -> None:
@@ -171,10 +175,11 @@ def test_a_tools_schema_that_cannot_be_kept_is_refused_with_its_place(model: Ser
 
 
 def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
-    city = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 4}}, "required": ["city"]}
-    city["additionalProperties"] = False
+    own = {"city": {"type": "string", "maxLength": 4}}
+    city = {"type": "object", "properties": own, "required": ["city"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
-    if model.service.task.tool_format.tags is None:
+    form = model.service.task.tool_format
+    if form.tags is None and not form.quote:
         [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
         assert len(json.loads(call["function"]["arguments"])["city"]) <= 4
         return
@@ -265,3 +270,35 @@ def test_a_schema_that_is_none_is_no_failure(model: Served) -> None:
     parameters = {"max_new_tokens": 2, "tools": tools, "tool_choice": "required"}
     status, answer = model({"inputs": CHAT, "parameters": parameters})
     assert (status, answer["error"]["code"]) == (400, "invalid_parameter")
+
+
+def _in_channels(tiny: Tiny, folder: Path) -> Path:
+    """A tiny model whose answers come in channels, with the marks as special tokens."""
+    template = TEMPLATES["json"] + "{% if false %}<|channel|>analysis<|message|>{{ reasoning_effort }}{% endif %}"
+    made = with_template(tiny("qwen2", TASK), folder, template)
+    tokenizer, model = AutoTokenizer.from_pretrained(made), AutoModelForCausalLM.from_pretrained(made)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS]})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template = template
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def test_an_answer_in_channels_is_split(tiny: Tiny, tmp_path: Path) -> None:
+    model = Served(_in_channels(tiny, tmp_path / "model"), TASK)
+    task, told = model.service.task, model.service.metadata()
+    assert (told["tools"], told["reasoning"]["marks"][0]) == ("harmony", "<|channel|>analysis<|message|>")
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    call = '<|start|>assistant to=functions.now<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>'
+    [row] = task.encode(task.schema.parse_input(CHAT, ""), task.schema.parse_parameters({"tools": TOOLS}), 0)
+    tokens = task.tokenizer.encode(said + call, add_special_tokens=False)
+    assert len(set(tokens) & set(task.tokenizer.convert_tokens_to_ids([*MARKS]))) == len(MARKS)
+    [entry] = task.decode(CHAT, task.schema.parse_parameters({"return_full_text": False}), [row], [[tokens]])
+    assert (entry["reasoning_content"], entry["generated_text"]) == ("Hm.", "Yes.")
+    [made] = entry["tool_calls"]
+    assert made["function"] == {"name": "now", "arguments": '{"a": 1}'}
+    assert ask(model, guided_regex="[0-9]{3}", tools=None)["generated_text"].isdigit()
+    assert model.service.drain(20)
