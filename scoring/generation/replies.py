@@ -5,11 +5,12 @@ Whatever is no call of a tool that was offered stays text. Pieces of any sizes g
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scoring.generation.braced_calls import BracedCall
+from scoring.generation.mark_texts import MarksDropped, held
 from scoring.generation.tagged_calls import TaggedCall, Typed
 from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
@@ -27,11 +28,12 @@ class ReplyForm:
     format: ToolFormat | None = None
     typed: Typed = frozenset()  # of arguments that stand between tags
     marks: Marks = THINK  # of a thought
+    dropped: tuple[str, ...] = ()  # marks that are no text where they belong to no thought and no call
 
     @property
     def plain(self) -> bool:
         """True if an answer is text and nothing else."""
-        return not self.thinks and not self.tools
+        return not self.thinks and not self.tools and not self.dropped
 
 
 class PartialCall:
@@ -117,15 +119,33 @@ class ReplyParser:
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
+        self._kind = "text"  # of what was told last
+        self._without = MarksDropped(form.dropped) if form.dropped else None
 
     def push(self, text: str) -> list[Part]:
         """Take the next piece."""
         self._text += text
-        return _joined(self._parts(False))
+        return _joined(self._shown(self._parts(False)))
 
     def finish(self) -> list[Part]:
         """The parts that were held back until the end."""
-        return _joined(self._parts(True))
+        found = [*self._shown(self._parts(True))]
+        return _joined(found if self._without is None else [*found, {self._kind: self._without.finish()}])
+
+    def _shown(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Parts without marks that are no text; a mark lies within one kind of part."""
+        for part in parts:
+            [(kind, value)] = part.items()
+            if self._without is None:
+                yield part
+                continue
+            if kind != self._kind:
+                yield {self._kind: self._without.finish()}
+            if kind == "tool_calls":
+                yield part
+            else:
+                yield {kind: self._without.push(value)}
+                self._kind = kind
 
     def _parts(self, last: bool) -> list[Part]:
         found: list[Part] = []
@@ -150,7 +170,7 @@ class ReplyParser:
         if mark:
             self._text, self._stage = rest, "thought_over"
             return [{"reasoning_content": inside}]
-        return self._tell("reasoning_content", 0 if last else _held(inside, self._form.marks[1]))
+        return self._tell("reasoning_content", 0 if last else held(inside, self._form.marks[1]))
 
     def _thought_over(self, last: bool) -> list[Part]:
         self._text = self._text.lstrip()
@@ -185,7 +205,7 @@ class ReplyParser:
             return self._tell("text", 0)
         before, found, rest = self._text.partition(mark)
         if not found:
-            return self._tell("text", 0 if last else _held(before, mark))
+            return self._tell("text", 0 if last else held(before, mark))
         at = form.start(rest)
         if at is not None and at >= 0:
             self._begin(mark + rest, len(mark) + at)
@@ -293,11 +313,6 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
         elif value:
             found.append(part)
     return found
-
-
-def _held(text: str, mark: str) -> int:
-    """Number of last characters that may be the beginning of a mark."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def _unescaped(text: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Between, Row
 from scoring.generation.details import Details, describe
-from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
+from scoring.generation.detokenizer import Detokenizer, Stops, stop_at, text_of
 from scoring.generation.grammars import Grammar
 from scoring.generation.replies import ReplyParser
 from scoring.generation.text_generator import TextGenerator
@@ -55,7 +55,7 @@ class BatchStreamer:
         elif self._searching and any(row.parameters.stop for row in self._rows):
             for index, tokens in enumerate(input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :].tolist()):
                 stop = self._rows[index // each].parameters.stop
-                text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
+                text = text_of(self._task.tokenizer, tokens)
                 done[index] |= stop_at(text, stop) is not None
         if not self._searching:
             if self._task.stops is not None:

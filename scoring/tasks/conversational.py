@@ -43,7 +43,7 @@ class Conversational(Generative):
     def __init__(self, loaded: Loaded, name: str) -> None:
         template = getattr(loaded.tokenizer, "chat_template", None) or ""
         written = template if isinstance(template, str) else "".join(template.values())
-        keep_as_text(loaded.tokenizer, marks_as_text(written))
+        self._dropped = keep_as_text(loaded.tokenizer, marks_as_text(written))
         super().__init__(loaded, name)
         if not template:
             raise LoadError(
@@ -78,7 +78,7 @@ class Conversational(Generative):
         opened = marks is not None and prompt.rstrip().endswith(marks[0].rstrip())
         called = () if going_on else tuple(tool.function.name for tool in tools)
         tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
-        form = ReplyForm(marks is not None, opened, called, self.tool_format, tagged, marks or THINK)
+        form = ReplyForm(marks is not None, opened, called, self.tool_format, tagged, marks or THINK, self._dropped)
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         constraint = self._constraint(parameters, tools, thought_rule(prompt, marks))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from scoring.generation.replies import ReplyForm, ReplyParser, whole
-from scoring.generation.tool_formats import tool_format
+from scoring.generation.tool_formats import marks_as_text, tool_format
 
 HERMES = tool_format("{{ tools }} <tool_call>")
 MISTRAL = tool_format("{{ tools }} [TOOL_CALLS]")
@@ -28,6 +29,15 @@ ARGUMENTS = '{"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}'
 NOW = '{"name": "now", "arguments": {}}'
 
 #: Form, text, and what it is: thought, text, calls.
+_GEMMA = "{{ tools }} <|tool_call>call:f{}<tool_call|><|channel>thought\n<channel|>"
+BRACED = ReplyForm(
+    True,
+    False,
+    NAMES,
+    tool_format(_GEMMA),
+    marks=("<|channel>thought\n", "<channel|>"),
+    dropped=(*marks_as_text(_GEMMA),),
+)
 CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]] = [
     (ReplyForm(), "<think>a</think> {b", (None, "<think>a</think> {b", [])),
     (ReplyForm(thinks=True), "<think>\nHm <b>.\n</think>\n\nYes.", ("\nHm <b>.\n", "Yes.", [])),
@@ -93,6 +103,15 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
         "<think>t</think>\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Bern</arg_value>\n"
         "<arg_key>days</arg_key><arg_value>7</arg_value>\n</tool_call>\n<tool_call>now</tool_call>Done",
         ("t", "Done", [("get_weather", '{"city": "Bern", "days": 7}'), ("now", "{}")]),
+    ),
+    (replace(BRACED, dropped=()), "<|channel>a<tool_call|>", (None, "<|channel>a<tool_call|>", [])),
+    (BRACED, "a<tool_call|> b<|ch<channel|>annel> <|tool_", (None, "a b<|channel> <|tool_", [])),
+    (BRACED, "<|channel>thought\na<|tool_call>b<channel|>c<|channel>", ("ab", "c", [])),
+    (BRACED, '<|channel>I<|tool_call>call:rm{a:<|"|>b<|"|>}<tool_call|>.', (None, "Icall:rm{a:b}.", [])),
+    (
+        BRACED,
+        'a<channel|><|tool_call>call:get_weather{city:<|"|>Bern<|"|>}<tool_call|><tool_call|>b<|"|>',
+        (None, "ab", [("get_weather", '{"city": "Bern"}')]),
     ),
     (KEYED, "get_weather is <arg_key>", (None, "get_weather is <arg_key>", [])),
     (KEYED, "a <tool_call>rm\n</tool_call>", (None, "a <tool_call>rm\n</tool_call>", [])),
