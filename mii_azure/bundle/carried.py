@@ -143,6 +143,7 @@ SCORING_FILES = (
     "generation/block_budget.py",
     "generation/braced_calls.py",
     "generation/cache_salt.py",
+    "generation/channels.py",
     "generation/closed_set.py",
     "generation/details.py",
     "generation/detokenizer.py",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from scoring.generation.braced_calls import BracedCall
+from scoring.generation.channels import ChannelParser
 from scoring.generation.mark_texts import MarksDropped, held
 from scoring.generation.tagged_calls import TaggedCall, Typed
 from scoring.generation.tool_formats import THINK, Marks, ToolFormat
@@ -29,11 +30,12 @@ class ReplyForm:
     typed: Typed = frozenset()  # of arguments that stand between tags
     marks: Marks = THINK  # of a thought
     dropped: tuple[str, ...] = ()  # marks that are no text where they belong to no thought and no call
+    channels: bool = False  # it comes in messages, each of a channel
 
     @property
     def plain(self) -> bool:
         """True if an answer is text and nothing else."""
-        return not self.thinks and not self.tools and not self.dropped
+        return not (self.thinks or self.tools or self.channels or self.dropped)
 
 
 class PartialCall:
@@ -119,33 +121,15 @@ class ReplyParser:
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
-        self._kind = "text"  # of what was told last
-        self._without = MarksDropped(form.dropped) if form.dropped else None
 
     def push(self, text: str) -> list[Part]:
         """Take the next piece."""
         self._text += text
-        return _joined(self._shown(self._parts(False)))
+        return _joined(self._parts(False))
 
     def finish(self) -> list[Part]:
         """The parts that were held back until the end."""
-        found = [*self._shown(self._parts(True))]
-        return _joined(found if self._without is None else [*found, {self._kind: self._without.finish()}])
-
-    def _shown(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Parts without marks that are no text; a mark lies within one kind of part."""
-        for part in parts:
-            [(kind, value)] = part.items()
-            if self._without is None:
-                yield part
-                continue
-            if kind != self._kind:
-                yield {self._kind: self._without.finish()}
-            if kind == "tool_calls":
-                yield part
-            else:
-                yield {kind: self._without.push(value)}
-                self._kind = kind
+        return _joined(self._parts(True))
 
     def _parts(self, last: bool) -> list[Part]:
         found: list[Part] = []
@@ -253,7 +237,7 @@ class ReplyParser:
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
         if not self._sent:
-            own = {"id": self._id(), "type": "function", "function": {"name": call.name, "arguments": ""}}
+            own = {"id": self.id_of(self._calls), "type": "function", "function": {"name": call.name, "arguments": ""}}
             part |= own
         new = arguments[max(0, self._sent - 1) :]
         if self._sent and not new:
@@ -280,15 +264,55 @@ class ReplyParser:
         told, self._text = self._text[:cut], self._text[cut:]
         return [{kind: told}] if told else []
 
-    def _id(self) -> str:
-        """Id of the next call: of nine letters and digits, as Mistral's templates want it; the same on every host."""
-        told = f"{self._answer} {self._calls} {list(self._seed)}"
+    def id_of(self, call: int) -> str:
+        """Id of a call by its number: nine letters and digits, as Mistral's templates want it; the same everywhere."""
+        told = f"{self._answer} {call} {list(self._seed)}"
         return hashlib.sha256(told.encode()).hexdigest()[:9]
+
+
+class SpokenParser:
+    """Takes an answer's text in pieces for another parser; returns that one's parts without marks left in them."""
+
+    def __init__(self, parser: ReplyParser | ChannelParser, marks: Sequence[str]) -> None:
+        self._parser = parser
+        self._without = MarksDropped(marks)
+        self._kind = "text"  # of what was told last
+
+    def push(self, text: str) -> list[Part]:
+        """Take the next piece."""
+        return _joined(self._spoken(self._parser.push(text)))
+
+    def finish(self) -> list[Part]:
+        """The parts that were held back until the end."""
+        found = [*self._spoken(self._parser.finish())]
+        return _joined([*found, {self._kind: self._without.finish()}])
+
+    def _spoken(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Parts without marks; a mark lies within one kind of part."""
+        for part in parts:
+            [(kind, value)] = part.items()
+            if kind != self._kind:
+                yield {self._kind: self._without.finish()}
+            if kind == "tool_calls":
+                yield part
+            else:
+                yield {kind: self._without.push(value)}
+                self._kind = kind
+
+
+Parser = ReplyParser | ChannelParser | SpokenParser
+
+
+def parser_of(form: ReplyForm, seed: Iterable[int], answer: int) -> Parser:
+    """Parser of an answer of this form."""
+    plain = ReplyParser(form, seed, answer)
+    parser = ChannelParser(form.tools, plain) if form.channels else plain
+    return SpokenParser(parser, form.dropped) if form.dropped else parser
 
 
 def whole(form: ReplyForm, seed: Sequence[int], answer: int, text: str) -> Part:
     """A complete answer: `text`, and `reasoning_content` and `tool_calls` where it has them."""
-    parser = ReplyParser(form, seed, answer)
+    parser = parser_of(form, seed, answer)
     found: Part = {"text": ""}
     calls: list[dict[str, Any]] = []
     for part in [*parser.push(text), *parser.finish()]:

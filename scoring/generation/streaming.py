@@ -10,7 +10,7 @@ from scoring.engine.row import Between, Row
 from scoring.generation.details import Details, describe
 from scoring.generation.detokenizer import Detokenizer, Stops, stop_at, text_of
 from scoring.generation.grammars import Grammar
-from scoring.generation.replies import ReplyParser
+from scoring.generation.replies import Parser, parser_of
 from scoring.generation.text_generator import TextGenerator
 
 
@@ -138,7 +138,7 @@ class SequenceStreamer:
 class Shown:
     """Part of an answer that its stream has been sent: its text, and the number of tokens with details."""
 
-    def __init__(self, parser: ReplyParser | None) -> None:
+    def __init__(self, parser: Parser | None) -> None:
         self.parts: list[str] = []
         self.tokens = 0
         self.parser = parser  # of answers that may hold more than text
@@ -154,7 +154,7 @@ def shown(row: Row, number: int) -> Shown:
     row.extra = {} if row.extra is None else row.extra
     if number not in row.extra:
         form = row.parameters.reply
-        parser = None if form.plain else ReplyParser(form, row.features["input_ids"], row.answer + number)
+        parser = None if form.plain else parser_of(form, row.features["input_ids"], row.answer + number)
         row.extra[number] = Shown(parser)
     found: Shown = row.extra[number]
     return found

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
-from scoring.generation import braced_calls, tagged_calls
+from scoring.generation import braced_calls, channels, tagged_calls
 from scoring.generation.tagged_calls import GLM, QWEN, Tags
 from scoring.schema.structured import Constraint
 from scoring.schema.tools import Tool
 
-FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "gemma", "json"]
+FormatName = Literal["hermes", "mistral", "llama3", "qwen_xml", "glm", "gemma", "harmony", "json"]
 Marks = tuple[str, str]  # before and after a thought
 THINK: Marks = ("<think>", "</think>")
 _CHANNEL: Marks = ("<|channel>thought\n", "<channel|>")  # Gemma 4's
@@ -54,6 +54,7 @@ _FORMATS = (
     ToolFormat("llama3", "<|python_tag|>", key="parameters"),
 )
 _PLAIN = ToolFormat("json")
+_HARMONY = ToolFormat("harmony")  # a call that must be made is JSON, others stand in channels
 _QWEN = ToolFormat("qwen_xml", "<tool_call>", "</tool_call>", tags=QWEN)
 _GEMMA = (
     ToolFormat("gemma", "<|tool_call>", "<tool_call|>", quote='<|"|>'),
@@ -66,6 +67,8 @@ def tool_format(template: str) -> ToolFormat | None:
     """The form that a chat template teaches, JSON where it teaches no known one; None if it takes no tools."""
     if not re.search(r"\btools\b", template):
         return None
+    if channels.speaks_in_channels(template):
+        return _HARMONY
     if QWEN.begin in template and QWEN.key in template:
         return _QWEN
     if GLM.key in template:
@@ -84,6 +87,8 @@ def thought_marks(template: str) -> Marks | None:
 
 def marks_as_text(template: str) -> set[str]:
     """Marks of a template's forms, which answers need as text although tokenizers may hold them for special."""
+    if channels.speaks_in_channels(template):
+        return set(channels.MARKS)
     found = {mark.removesuffix("thought\n") for mark in thought_marks(template) or ()}
     if form := tool_format(template):
         found |= {form.begin, form.end, form.quote}

@@ -5,6 +5,7 @@ from typing import Any
 
 from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
+from scoring.generation.channels import THOUGHT, speaks_in_channels
 from scoring.generation.mark_texts import keep_as_text
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
@@ -51,15 +52,16 @@ class Conversational(Generative):
                 "Serve it as text-generation, or put its chat_template.jinja into the model folder.",
             )
         self.tool_format = tool_format(written)
+        self._channels = speaks_in_channels(written)
         self.marks = thought_marks(written)
-        self._controls = ThoughtControls.of_template(written, self.marks is not None)
+        self._controls = ThoughtControls.of_template(written, self._channels or self.marks is not None)
 
     def abilities(self) -> dict[str, Any]:
         """Kinds of content that the chat template allows beside text, for the metadata."""
-        controls = self._controls
+        controls, marks = self._controls, THOUGHT if self._channels else self.marks
         return {
             "tools": self.tool_format.name if self.tool_format else None,
-            "reasoning": {"marks": self.marks, "switch": controls.switch} if self.marks else None,
+            "reasoning": {"marks": marks, "switch": controls.switch} if marks else None,
         }
 
     def samples(self) -> Iterator[tuple[Any, dict[str, Any]]]:
@@ -78,9 +80,19 @@ class Conversational(Generative):
         opened = marks is not None and prompt.rstrip().endswith(marks[0].rstrip())
         called = () if going_on else tuple(tool.function.name for tool in tools)
         tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
-        form = ReplyForm(marks is not None, opened, called, self.tool_format, tagged, marks or THINK, self._dropped)
+        form = ReplyForm(
+            marks is not None,
+            opened,
+            called,
+            self.tool_format,
+            tagged,
+            marks or THINK,
+            dropped=self._dropped,
+            channels=self._channels and not going_on,
+        )
         # The template writes the special tokens itself.
         tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
+        # An answer that is bound has no channels, and is read as one without them.
         constraint = self._constraint(parameters, tools, thought_rule(prompt, marks))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
 

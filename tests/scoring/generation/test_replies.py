@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scoring.generation.replies import ReplyForm, ReplyParser, whole
+from scoring.generation.channels import MARKS as CHANNEL_MARKS
+from scoring.generation.replies import ReplyForm, ReplyParser, parser_of, whole
 from scoring.generation.tool_formats import marks_as_text, tool_format
 
 HERMES = tool_format("{{ tools }} <tool_call>")
@@ -21,6 +22,9 @@ CALLS, LISTS, BARE, JSON = (ReplyForm(tools=NAMES, format=form) for form in (HER
 TYPED = frozenset(
     {("get_weather", "days", "array"), ("get_weather", "days", "integer"), ("get_weather", "city", "string")}
     | {("now", "exact", "boolean")}
+)
+CHANNELS = ReplyForm(
+    tools=NAMES, format=tool_format("{{ tools }} <|channel|>analysis<|message|> <|python_tag|>"), channels=True
 )
 TAGGED = ReplyForm(tools=NAMES, format=tool_format("{{ tools }} <tool_call><function=a><parameter=b>"), typed=TYPED)
 KEYED = ReplyForm(True, tools=NAMES, format=tool_format("{{ tools }} <tool_call><arg_key>"), typed=TYPED)
@@ -113,6 +117,34 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
         'a<channel|><|tool_call>call:get_weather{city:<|"|>Bern<|"|>}<tool_call|><tool_call|>b<|"|>',
         (None, "ab", [("get_weather", '{"city": "Bern"}')]),
     ),
+    (
+        CHANNELS,
+        "<|channel|>analysis<|message|>Hm <b>.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+        ("Hm <b>.", "Yes.", []),
+    ),
+    (
+        CHANNELS,
+        "<|channel|>analysis<|message|>t<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
+        '<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{"a": 1}<|call|>',
+        ("t", "I look.", [("now", '{"a": 1}')]),
+    ),
+    (
+        CHANNELS,
+        ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "<|"}<|call|>',
+        (None, "", [("get_weather", '{"city": "<|"}')]),
+    ),
+    (CHANNELS, "<|channel|>commentary to=functions.rm<|message|>x<|call|>", (None, "x", [])),
+    (CHANNELS, "<|channel|>analysis<|message|>t<|en", ("t<|en", "", [])),
+    (CHANNELS, "<|channel|>final<|mess", (None, "", [])),
+    (CHANNELS, "Hello <|end", (None, "Hello <|end", [])),
+    (
+        replace(CHANNELS, dropped=CHANNEL_MARKS),
+        "<|channel|>analysis<|message|>t<|mess<|message|>age|><|end|><|channel|>final<|message|>a<|constrain|> b",
+        ("t<|message|>", "a b", []),
+    ),
+    (replace(CHANNELS, dropped=CHANNEL_MARKS), "Hello <|end|> <|call|>you<|call", (None, "Hello  you<|call", [])),
+    (CHANNELS, "to be", (None, "to be", [])),
+    (CHANNELS, NOW, (None, "", [("now", "{}")])),
     (KEYED, "get_weather is <arg_key>", (None, "get_weather is <arg_key>", [])),
     (KEYED, "a <tool_call>rm\n</tool_call>", (None, "a <tool_call>rm\n</tool_call>", [])),
 ]
@@ -131,7 +163,7 @@ def test_an_answer_has_the_same_parts_in_any_pieces(form: ReplyForm, text: str, 
 
 
 def in_pieces(form: ReplyForm, text: str, rng: random.Random) -> Any:
-    parser, found = ReplyParser(form, [1, 2], 0), []
+    parser, found = parser_of(form, [1, 2], 0), []
     while text:
         size = rng.choice([1, 1, 2, 5])
         found += parser.push(text[:size])

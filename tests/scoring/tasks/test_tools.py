@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring.decoder.decoder import Decoder
+from scoring.generation.channels import MARKS
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generation.test_replies import put_together
@@ -250,3 +253,35 @@ def test_an_effort_that_the_template_cannot_make_is_refused(tiny: Tiny, tmp_path
     always = served(tiny, tmp_path, THINKING.replace("enable_thinking", "absent"), False)
     assert "cannot turn" in always.refused(CHAT, reasoning_effort="none")["message"]
     assert always.service.drain(20)
+
+
+def _in_channels(tiny: Tiny, folder: Path) -> Path:
+    """A tiny model whose answers come in channels, with the marks as special tokens."""
+    template = TEMPLATES["json"] + "{% if false %}<|channel|>analysis<|message|>{{ reasoning_effort }}{% endif %}"
+    made = with_template(tiny("qwen2", TASK), folder, template)
+    tokenizer, model = AutoTokenizer.from_pretrained(made), AutoModelForCausalLM.from_pretrained(made)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*MARKS]})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    tokenizer.chat_template = template
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+    return made
+
+
+def test_an_answer_in_channels_is_split(tiny: Tiny, tmp_path: Path) -> None:
+    model = Served(_in_channels(tiny, tmp_path / "model"), TASK)
+    task, told = model.service.task, model.service.metadata()
+    assert (told["tools"], told["reasoning"]["marks"][0]) == ("harmony", "<|channel|>analysis<|message|>")
+    said = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    call = '<|start|>assistant to=functions.now<|channel|>commentary <|constrain|>json<|message|>{"a": 1}<|call|>'
+    [row] = task.encode(task.schema.parse_input(CHAT, ""), task.schema.parse_parameters({"tools": TOOLS}), 0)
+    tokens = task.tokenizer.encode(said + call, add_special_tokens=False)
+    assert len(set(tokens) & set(task.tokenizer.convert_tokens_to_ids([*MARKS]))) == len(MARKS)
+    [entry] = task.decode(CHAT, task.schema.parse_parameters({"return_full_text": False}), [row], [[tokens]])
+    assert (entry["reasoning_content"], entry["generated_text"]) == ("Hm.", "Yes.")
+    [made] = entry["tool_calls"]
+    assert made["function"] == {"name": "now", "arguments": '{"a": 1}'}
+    assert ask(model, guided_regex="[0-9]{3}", tools=None)["generated_text"].isdigit()
+    assert model.service.drain(20)
