@@ -216,7 +216,7 @@ class ReplyParser:
         assert call is not None
         taken = 0
         for character in self._text:
-            if call.ended or call.wrong:
+            if call.ended or call.wrong or (call.name and call.name not in self._form.tools):
                 break
             call.take(character)
             taken += 1

@@ -67,6 +67,7 @@ def tokenizer() -> Any:
         ('<|"|>no end', "no end"),
         ("[" * 100_000, "[" * 100_000),
         ("NaN", "NaN"),
+        ("1e999", "1e999"),
     ],
 )
 def test_a_value_becomes_json(text: str, value: Any) -> None:
@@ -157,3 +158,9 @@ def test_rules_of_a_function_without_arguments() -> None:
     assert rules(QUOTE, 0, tool("now", {"type": "object", "properties": {}, "additionalProperties": False}), {})[0] == (
         'call0: "call:now{"  "}"'
     )
+
+
+def test_schemas_that_refer_to_themselves_many_times_have_few_rules() -> None:
+    tree = {"type": "object", "properties": {f"k{number}": {"$ref": "#"} for number in range(6)}}
+    tool = Tool.model_validate({"type": "function", "function": {"name": "f", "parameters": tree}})
+    assert len(rules(QUOTE, 0, tool, {})) < 4000

@@ -60,6 +60,16 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
     ),
     (CALLS, "a <tool_call>b</tool_call>", (None, "a <tool_call>b</tool_call>", [])),
     (CALLS, 'a <tool_call>{"name": "rm"}x', (None, 'a <tool_call>{"name": "rm"}x', [])),
+    (
+        CALLS,
+        f'<tool_call>{{"name": "rm", <tool_call>{NOW}</tool_call>',
+        (None, '<tool_call>{"name": "rm", ', [("now", "{}")]),
+    ),
+    (
+        TAGGED,
+        "<tool_call><function=rm><tool_call><function=now></function></tool_call>",
+        (None, "<tool_call><function=rm>", [("now", "{}")]),
+    ),
     (CALLS, 'a <tool_call>{"name": "now"', (None, "a ", [("now", "")])),
     (CALLS, "a <tool_ca", (None, "a <tool_ca", [])),
     (CALLS, '{"name": "now"}', (None, "", [("now", "{}")])),
