@@ -84,8 +84,7 @@ def profile(model: Model) -> Profile:
     sizes = _Sizes(config, family, model.weights.parameters)
     layers, hidden, heads, vocabulary = sizes.layers, sizes.hidden, sizes.heads, sizes.vocabulary
     kept = states(config, family.name, layers) or States(sizes.kv_layers, 0)
-    kv_heads = fact(config, family, "kv_heads") or heads
-    head_dim = fact(config, family, "head_dim") or hidden // heads
+    kv_heads, head_dim = fact(config, family, "kv_heads") or heads, fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
     experts = experts_of(config, family, layers, hidden, model.weights.parameters)
     differing = cached_layers(config, layers, kv_heads, head_dim) if family.kind == "decoder" else ()
