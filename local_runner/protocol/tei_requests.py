@@ -33,7 +33,10 @@ def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     texts = sent.get("texts")
     if not isinstance(texts, list) or not texts:
         raise InvalidInput("The texts are missing.", 'Send {"query": "...", "texts": ["..."]}.', "texts")
-    return {"inputs": {"query": sent.get("query"), "texts": texts}, "parameters": _others(sent, "query", "texts")}
+    return {
+        "inputs": {"query": sent.get("query"), "texts": texts},
+        "parameters": _cut_right(_others(sent, "query", "texts")),
+    }
 
 
 def predict(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def predict(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     given = sent.get("inputs")
     several = isinstance(given, list) and bool(given) and all(isinstance(each, list) for each in given)
     parts = [_classified(each, f"inputs[{at}]") for at, each in enumerate(given)] if several and given else None
-    others = _others(sent, "inputs")
+    others = _cut_right(_others(sent, "inputs"))
     if (raw := others.pop("raw_scores", None)) is not None:
         if not isinstance(raw, bool):
             raise InvalidParameter('"raw_scores" must be true or false.', where="raw_scores")
@@ -67,6 +70,12 @@ def _classified(given: Any, where: str) -> Any:
 
 def _others(sent: dict[str, Any], *read: str) -> dict[str, Any]:
     return {name: value for name, value in sent.items() if name not in ("model", *read) and value is not None}
+
+
+def _cut_right(others: dict[str, Any]) -> dict[str, Any]:
+    """Parameters without the side at which texts are cut, where that is the usual one; another is refused later."""
+    usual = others.get("truncation_direction") in ("Right", "right")
+    return {name: value for name, value in others.items() if not (usual and name == "truncation_direction")}
 
 
 def _is_tokens(given: Any) -> bool:

@@ -95,3 +95,11 @@ def test_remedies_are_in_the_words_of_the_route(post: Post) -> None:
     assert len(post("embed", "/embed", {"inputs": "a " * 5000, "truncation": True})) == 1
     nested = post("alike", "/similarity", {"inputs": {"source_sentence": "a " * 5000, "sentences": ["a"]}}, 400)
     assert '"parameters": {"truncation": true}' in nested["hint"]
+
+
+def test_clients_may_send_the_usual_side_of_truncation(post: Post) -> None:
+    bodies: dict[str, dict[str, Any]] = {"rerank": {"query": "a", "texts": TEXTS}, "classes": {"inputs": "a"}}
+    for (server, body), path in zip(bodies.items(), ("/rerank", "/predict"), strict=True):
+        usual = {"truncate": False, "truncation_direction": "Right"}
+        assert post(server, path, body | usual) == post(server, path, body)
+        assert post(server, path, body | {"truncation_direction": "Left"}, 400)["where"] == "truncation_direction"
