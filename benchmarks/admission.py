@@ -1,10 +1,12 @@
 """What the scheduler itself takes of the inference thread: to admit a burst of requests, and for each token of a step.
 
-`python -m benchmarks.admission [--clients N]` prints microseconds of processor time, of the median round, and writes
-admission.json. The decoder costs nothing, and its cache keeps the prompts of earlier bursts: in a pool with blocks for
-every slot at full length, and in one that is bounded; prompts begin with one system prompt, or share nothing.
+`python -m benchmarks.admission [--clients N] [--before FILE]` prints microseconds of processor time, of the median
+round, and writes admission.json, with an earlier revision's in FILE beside it. The decoder costs nothing, and its cache
+keeps the prompts of earlier bursts: in a pool with blocks for every slot at full length, and in one that is bounded;
+prompts begin with one system prompt, or share nothing.
 """
 
+import json
 import random
 import tempfile
 import time
@@ -75,6 +77,7 @@ def main() -> None:
     """Measure every pool with every kind of prompts; print the table and write admission.json."""
     parser = Parser(__doc__)
     parser.add_argument("--clients", type=int, default=256)
+    parser.add_argument("--before", type=Path, metavar="FILE", help="admission.json of an earlier revision")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         task = task_of(Path(folder))
@@ -84,7 +87,11 @@ def main() -> None:
         for shared, head in HEADS.items()
     ]
     print(table(tuple(rows[0]), rows))
-    write("admission", provenance() | {"clients": chosen.clients, "new": NEW, "rows": rows}, chosen.out)
+    result = provenance() | {"clients": chosen.clients, "new": NEW, "rows": rows}
+    if chosen.before:
+        earlier = json.loads(chosen.before.read_text(encoding="utf-8"))
+        result["before"] = {name: earlier[name] for name in ("revision", "rows")}
+    write("admission", result, chosen.out)
 
 
 if __name__ == "__main__":

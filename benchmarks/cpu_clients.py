@@ -57,13 +57,19 @@ def texts(count: int, seed: int) -> list[str]:
 
 def load(port: int, clients: int, way: str, seed: int) -> float:
     """Tokens a second of so many clients at once, in a process of their own."""
-    told = {"port": port, "way": way, "texts": texts(clients, seed), "new": NEW}
+    found = asked(port, clients, way, seed)
+    return clients * NEW / float(found["ended"] - found["began"])
+
+
+def asked(port: int, clients: int, way: str, seed: int, apart: float = 0.0) -> dict[str, Any]:
+    """Times of so many clients, at once or seconds apart, in a process of their own."""
+    told = {"port": port, "way": way, "texts": texts(clients, seed), "new": NEW, "apart": apart}
     command = [sys.executable, "-m", "benchmarks.http_clients"]
     done = subprocess.run(command, input=json.dumps(told) + "\ngo\n", capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     if found["failed"]:
         raise RuntimeError(f"{found['failed']} of {clients} requests failed")
-    return clients * NEW / float(found["ended"] - found["began"])
+    return found
 
 
 def measure(folder: Path, layout: Layout, seed: int) -> dict[str, float]:

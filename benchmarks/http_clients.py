@@ -59,15 +59,27 @@ async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
     return status.startswith(b"HTTP/1.1 200") and b'"error"' not in last, [*stamps, time.perf_counter()]
 
 
-async def ask_all(port: int, requests: list[bytes]) -> dict[str, Any]:
-    """Send requests at once: begin, end, failures, and milliseconds to first and between later events."""
+async def ask_all(port: int, requests: list[bytes], apart: float = 0.0) -> dict[str, Any]:
+    """Send requests at once, or so many seconds apart; return begin, end, failures, and milliseconds.
+
+    They are to the first event, between later ones, and of whole answers, each from when its request was sent.
+    """
     began = time.perf_counter()
-    answers = await asyncio.gather(*(ask(port, request) for request in requests))
-    times = [stamps for good, stamps in answers if good]
-    between = [1e3 * (b - a) for stamps in times for a, b in pairwise(stamps[:-2])]
-    first = [1e3 * (stamps[0] - began) for stamps in times]
-    ended = max((stamps[-1] for stamps in times), default=began)
-    return {"began": began, "ended": ended, "failed": len(answers) - len(times), "first": first, "next": between}
+
+    async def later(number: int, request: bytes) -> tuple[bool, float, list[float]]:
+        if apart:
+            await asyncio.sleep(number * apart)
+        sent = time.perf_counter() if apart else began
+        good, stamps = await ask(port, request)
+        return good, sent, stamps
+
+    answers = await asyncio.gather(*(later(*each) for each in enumerate(requests)))
+    times = [(sent, stamps) for good, sent, stamps in answers if good]
+    between = [1e3 * (b - a) for _, stamps in times for a, b in pairwise(stamps[:-2])]
+    first, whole = ([1e3 * (stamps[at] - sent) for sent, stamps in times] for at in (0, -1))
+    ended = max((stamps[-1] for _, stamps in times), default=began)
+    failed = len(answers) - len(times)
+    return {"began": began, "ended": ended, "failed": failed, "first": first, "next": between, "whole": whole}
 
 
 def client() -> None:
@@ -79,7 +91,10 @@ def client() -> None:
         requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
     print("ready", flush=True)
     sys.stdin.readline()
-    print(json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests), ANSWER_S))), flush=True)
+    print(
+        json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests, told.get("apart", 0.0)), ANSWER_S))),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

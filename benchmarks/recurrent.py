@@ -2,8 +2,9 @@
 
 `python -m benchmarks.recurrent [--only NAME ...] [--out FOLDER]` writes folders with random weights of a Qwen3.5's and
 a Granite 4's form, generates a bundle of each with and without the pass static_decode, serves both side by side, and
-has 16 clients ask one of them after the other, whole and streamed: prompts of 8 to 48 words, 24 tokens each. Writes
-recurrent-NAME.json for each. The clients share the cores. It wants an idle machine.
+has 16 clients ask one of them after the other: whole and streamed, all at once, and streamed, one every 0.3 s. Prompts
+have 8 to 48 words, answers 24 tokens. Writes recurrent-NAME.json for each. The clients share the cores. It wants an
+idle machine.
 """
 
 import argparse
@@ -18,13 +19,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, table, write
+from benchmarks.command_line import RESULTS
+from benchmarks.common import table, write
 from benchmarks.cpu.__main__ import provenance
-from benchmarks.cpu_clients import NEW, load
+from benchmarks.cpu_clients import NEW, asked, load
 from benchmarks.over_http import served
 from benchmarks.throughput import write_folder
 
 CLIENTS, ROUNDS = 16, 3
+APART_S = 0.3
 WAYS = ((1, "stream"), (CLIENTS, "whole"), (CLIENTS, "stream"))
 _SIZES = {
     "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
@@ -59,8 +62,8 @@ def bundles(name: str, folder: Path) -> None:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-def measure(name: str) -> list[dict[str, Any]]:
-    """Medians of every way in, the sides in turns, and each round's rates."""
+def measure(name: str) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Medians of every way in, the sides in turns, and each round's rates; then times of clients that come apart."""
     with tempfile.TemporaryDirectory() as place, ExitStack() as running:
         folder = Path(place)
         bundles(name, folder)
@@ -72,7 +75,8 @@ def measure(name: str) -> list[dict[str, Any]]:
                     rate = load(port, clients, how, turn)
                     if turn:  # the first round warms up
                         found[side].append(rate)
-    return [
+        late = {side: apart(port) for side, port in ports.items()}
+    rows = [
         {
             "model": name,
             "clients": clients,
@@ -83,6 +87,13 @@ def measure(name: str) -> list[dict[str, Any]]:
         }
         for (clients, how), found in rates.items()
     ]
+    return rows, late
+
+
+def apart(port: int) -> dict[str, float]:
+    """Medians of milliseconds to the first token and to the last, of clients that come one after the other."""
+    rounds = [asked(port, CLIENTS, "stream", 10 + turn, APART_S) for turn in range(ROUNDS)]
+    return {name: median(ms for each in rounds for ms in each[name]) for name in ("first", "whole")}
 
 
 def main() -> None:
@@ -93,9 +104,10 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.pop("OMP_NUM_THREADS", None)  # a server is to decide
     for name in chosen.only:
-        rows = measure(name)
-        write(f"recurrent-{name}", provenance() | {"new": NEW, "rows": rows}, chosen.out)
-        print(table(tuple(rows[0])[:-1], rows), flush=True)
+        rows, late = measure(name)
+        told = {"new": NEW, "rows": rows, "apart s": APART_S, "apart ms": late}
+        write(f"recurrent-{name}", provenance() | told, chosen.out)
+        print(table(tuple(rows[0])[:-1], rows), late, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

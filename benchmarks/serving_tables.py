@@ -1,5 +1,6 @@
 """Tables of whole answers: images, many requests at once, long prompts, memory, weights on the host, and CPUs."""
 
+from itertools import repeat
 from statistics import mean
 from typing import Any
 
@@ -66,22 +67,23 @@ def grammars(result: Result) -> str:
 
 
 def admission(result: Result) -> str:
-    """The scheduler's own time, before it was mended and after."""
-    before = result["before"]
+    """The scheduler's own time, beside that of an earlier revision where it was measured too."""
+    before = result.get("before")
     rows = [
         "| pool of blocks | prompts begin alike | admitted, µs a request | before | a step, µs a token | before |",
         "|---|---|---|---|---|---|",
     ]
-    for own, old in zip(result["rows"], before["rows"], strict=True):
+    for own, old in zip(result["rows"], before["rows"] if before else repeat({}), strict=False):
         figures = " | ".join(
-            f"{own[name]:.{digits}f} | {old[name]:.{digits}f}"
+            f"{own[name]:.{digits}f} | {f'{old[name]:.{digits}f}' if old else '–'}"
             for name, digits in (("us/row admitted", 0), ("us/token", 1))
         )
         rows.append(f"| {own['pool']} | {own['prompts share']} | {figures} |")
-    text = f"Processor time of the inference thread, {result['clients']} requests at once, one run of both; one core of"
-    return "\n".join(
-        [*rows, "", f"{text} {result['device']}, revisions {before['revision']} and {result['revision']}."]
+    revisions = [*([before["revision"]] if before else []), result["revision"]]
+    text = (
+        f"Processor time of the inference thread, {result['clients']} requests at once; one core of {result['device']},"
     )
+    return "\n".join([*rows, "", f"{text} revision{'s' * bool(before)} {' and '.join(revisions)}."])
 
 
 def memory(result: Result) -> str:

@@ -70,6 +70,8 @@ OTHER_RESULTS = {
     "products": "kernels",
     "prompt_attention": "kernels",
     "quantised": "bytes and errors",
+    "recurrent-granite4": "slots with recurrent states beside plain generate on a CPU",
+    "recurrent-qwen3.5": "slots with recurrent states beside plain generate on a CPU",
     "sampling": "kernels",
     "slice_alone": "one of two slices, without the other",
     "soak": "endurance",

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from local_runner.host.host import Host
 from local_runner.http.retrieval import reranked
 from local_runner.protocol import errors, tei_requests
+from local_runner.protocol.openai_errors import in_callers_words
 
 
 def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
@@ -22,7 +23,9 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         found = await host.score(json.dumps(asked, ensure_ascii=False), request.headers)
         if found.status >= 400:
             error = errors.failure_of(found)
-            error.where = error.where.removeprefix("parameters.")
+            if request.url.path != "/similarity":  # which nests its parameters
+                error.where = error.where.removeprefix("parameters.")
+                error.message, error.hint = in_callers_words(error.message), in_callers_words(error.hint)
             raise error
         return json.loads(found.body)
 

@@ -17,7 +17,10 @@ PATH = "/v1/messages"
 #: Values that ask for nothing; any other value of these fields asks for a missing feature.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "speed": ("standard",),
+    "num_return_sequences": (1,),
+    **dict.fromkeys(("logprobs", "return_details"), (False,)),  # its answers have no place for them
     **dict.fromkeys(("container", "mcp_servers", "n", "max_completion_tokens", "reasoning_effort"), ()),
+    **dict.fromkeys(("top_logprobs", "prompt_logprobs"), ()),
 }
 #: Fields that change no answer.
 _MARKS = {
@@ -76,8 +79,17 @@ def in_words_of(sent: Mapping[str, Any]) -> Iterator[None]:
             if theirs not in sent and (error.where == theirs or error.where.startswith(f"{theirs}.")):
                 error.where = ours + error.where.removeprefix(theirs)
                 break
+        if error.where == "thinking":
+            _place_thought(sent, error)
         error.where = _OF_TOOL.sub(lambda found: _SCHEMA if found[1] else "", error.where)
         raise
+
+
+def _place_thought(sent: Mapping[str, Any], error: MiiAzureError) -> None:
+    """Say where an effort was sent, and in this path's words what to send instead."""
+    error.hint = error.hint.replace('send "none"', 'send {"type": "disabled"}')
+    if (sent.get("output_config") or {}).get("effort"):
+        error.where = "output_config.effort" if "Input should be" in error.message else error.where
 
 
 def _as_chat(sent: dict[str, Any]) -> dict[str, Any]:
@@ -182,9 +194,11 @@ def _of_assistant(content: Any, where: str) -> Message:
     for block, place in _blocks(content, where):
         kind = block.get("type")
         if kind == "tool_use":
-            arguments = json.dumps(block.get("input") or {}, ensure_ascii=False)
-            function = {"name": block.get("name"), "arguments": arguments}
-            call = {"id": block.get("id"), "type": "function", "function": function}
+            given = block.get("input") or {}
+            if not isinstance(given, dict):
+                raise InvalidInput("The input of a call is an object.", where=f"{place}.input")
+            function = {"name": _string(block, "name", place), "arguments": json.dumps(given, ensure_ascii=False)}
+            call = {"id": _string(block, "id", place), "type": "function", "function": function}
             message.setdefault("tool_calls", []).append(call)
         elif kind == "thinking":
             message["reasoning_content"] = message.get("reasoning_content", "") + _string(block, "thinking", place)
@@ -204,7 +218,7 @@ def _of_user(content: Any, role: str, where: str) -> list[Message]:
         if kind == "tool_result":
             told = block.get("content")
             text = _text(told, f"{place}.content") if told else ""
-            found.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
+            found.append({"role": "tool", "tool_call_id": _string(block, "tool_use_id", place), "content": text})
         elif kind != "text":
             raise _unknown(kind, "text and tool_result", place)
         else:

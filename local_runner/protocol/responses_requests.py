@@ -19,6 +19,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "background": (False,),
     "truncation": ("disabled",),
     **dict.fromkeys(("prompt", "max_tool_calls", "context_management", "moderation", "n", "messages"), ()),
+    "num_return_sequences": (1,),
     "reasoning_effort": (),  # it is told in `reasoning` here
 }
 _STORED: dict[str, tuple[Any, ...]] = {"store": (False,), "previous_response_id": (), "conversation": ()}

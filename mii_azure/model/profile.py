@@ -46,6 +46,7 @@ class Profile(BaseModel):
     context_length: int  # tokens
     expert_parameters: int = 0  # of all experts of all layers; 0 if every token goes through the whole model
     expert_share: float = 1.0  # of them that one token goes through
+    row_parameters: int = 0  # of tables beside the vocabulary's, of which a token reads a row for each layer
     image_size: int = 0  # width and height in pixels of the model's training images; 0 if it makes no images
     kv_bytes_per_token: int  # at the stored dtype; 0 for encoders
     state_bytes: int = 0  # of recurrent states, which each sequence has beside keys and values or in place of them
@@ -83,8 +84,7 @@ def profile(model: Model) -> Profile:
     sizes = _Sizes(config, family, model.weights.parameters)
     layers, hidden, heads, vocabulary = sizes.layers, sizes.hidden, sizes.heads, sizes.vocabulary
     kept = states(config, family.name, layers) or States(sizes.kv_layers, 0)
-    kv_heads = fact(config, family, "kv_heads") or heads
-    head_dim = fact(config, family, "head_dim") or hidden // heads
+    kv_heads, head_dim = fact(config, family, "kv_heads") or heads, fact(config, family, "head_dim") or hidden // heads
     dtype = model.weights.dtype or "float32"
     experts = experts_of(config, family, layers, hidden, model.weights.parameters)
     differing = cached_layers(config, layers, kv_heads, head_dim) if family.kind == "decoder" else ()
@@ -108,6 +108,7 @@ def profile(model: Model) -> Profile:
         context_length=context_length(model),
         expert_parameters=experts.parameters,
         expert_share=experts.share,
+        row_parameters=_row_parameters(config, layers, model.weights.parameters),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=kv_bytes,
         state_bytes=kept.bytes,
@@ -128,6 +129,15 @@ def _kv_bytes(family: Family, differing: tuple[CachedLayers, ...], numbers: int,
     if family.kind in ("encoder", "diffusion"):
         return 0
     return 2 * item * (sum(each.numbers for each in differing) or numbers)
+
+
+def _row_parameters(config: dict[str, Any], layers: int, parameters: int) -> int:
+    """Parameters of the table that has a row for each token and layer, as Gemma 3n and the small Gemma 4 have one."""
+    text = configs.value(config, "text_config", dict) or config
+    width = configs.value(text, "hidden_size_per_layer_input", int) or 0
+    rows = configs.value(text, "vocab_size_per_layer_input", int) or configs.value(text, "vocab_size", int) or 0
+    found = width * rows * layers
+    return found if 0 < found < parameters else 0
 
 
 def _unknown(model: Model) -> Profile:

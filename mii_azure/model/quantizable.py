@@ -8,7 +8,7 @@ from scoring.quantization.layout import KINDS, Made, group_for, is_made, parts_o
 
 LEFT_OUT = "Leave out --quantise."  # the remedy if there is nothing to quantise
 _TABLES = re.compile(
-    r"(^|\.)(\w*_embeddings|embed_(tokens|positions|in)|wte|wpe|shared|relative_attention_bias)\.weight$"
+    r"(^|\.)(\w*_embeddings|embed_(tokens|positions|in|tokens_per_layer)|wte|wpe|shared|relative_attention_bias)\.weight$"
 )
 # Outputs over the vocabulary, which are separate products only if they are not tied to the input table.
 _OUTPUTS = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")

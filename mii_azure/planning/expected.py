@@ -106,7 +106,7 @@ def prompt_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     products = 2.0 * _multiplied(work) * tokens
     flops = roofline.flops(round(_multiplied(work)), profile.layers, profile.hidden_size, tokens, length)
     work_flops = (products + causal * (flops - products)) / placed.gpus
-    seconds = _seconds(name, placed, Effort(placed.memory.weights, work_flops, profile.layers))
+    seconds = _seconds(name, placed, Effort(latency.read_weights(work, placed), work_flops, profile.layers))
     # The fewest tokens go through the layers one after the other, as a step's do.
     return seconds if profile.kind == "encoder" else max(seconds, step_seconds(work, placed, 0, 1))
 
@@ -143,7 +143,8 @@ def _read(work: Work, placed: Fit, rows: int) -> float:
     profile = work.profile
     all_of_it = max(profile.parameters, 1)
     read = roofline.touched(all_of_it, profile.expert_parameters, profile.expert_share, rows)
-    return placed.memory.weights * read / all_of_it
+    whole = placed.memory.weights
+    return whole * read / all_of_it - (whole - latency.read_weights(work, placed))
 
 
 def _seconds(name: str, placed: Fit, effort: Effort) -> float:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mii_azure.hardware import roofline
+from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.planning.budget import Work, device_of
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
@@ -117,14 +118,14 @@ def prefill_seconds(work: Work, placed: Fit, tokens: int, length: int) -> float:
     """Seconds for a forward pass over `tokens` tokens in sequences of `length`."""
     profile, (peak, bandwidth) = work.profile, ceilings(placed)
     work_flops = roofline.flops(multiplied(work), profile.layers, profile.hidden_size, tokens, length)
-    floor = roofline.forward_floor(placed.memory.weights, work_flops / placed.gpus, bandwidth, peak)
+    floor = roofline.forward_floor(read_weights(work, placed), work_flops / placed.gpus, bandwidth, peak)
     return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
 
 
 def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int = 1) -> float:
     """Seconds for the next token of `rows` sequences whose keys and values take `kv_bytes`."""
     peak, bandwidth = ceilings(placed)
-    floor = roofline.decode_floor(placed.memory.weights, kv_bytes, bandwidth)
+    floor = roofline.decode_floor(read_weights(work, placed), kv_bytes, bandwidth)
     floor = max(floor, 2.0 * multiplied(work) * rows / placed.gpus / peak if rows > 1 else 0.0)
     return floor / limits.EFFICIENCY[device_of(placed.sku)] + _overhead(work, placed)
 
@@ -142,7 +143,13 @@ def ceilings(placed: Fit) -> tuple[float, float]:
 def multiplied(work: Work) -> int:
     """Parameters that are multiplied: tables are looked up; the output matrix only counts where masks are filled."""
     table = 0 if work.task == "fill-mask" else work.profile.vocab_size * work.profile.hidden_size
-    return max(work.profile.parameters - table, 0)
+    return max(work.profile.parameters - table - work.profile.row_parameters, 0)
+
+
+def read_weights(work: Work, placed: Fit) -> int:
+    """Bytes of weights that a forward pass reads: all but tables of which it reads a row a token."""
+    rows = work.profile.row_parameters * DTYPE_BYTES[placed.dtype] // placed.gpus
+    return max(placed.memory.weights - rows, 0)
 
 
 def _overhead(work: Work, placed: Fit) -> float:

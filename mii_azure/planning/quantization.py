@@ -57,7 +57,7 @@ def require(spec: Spec, found: Model, facts: Profile) -> None:
 
 def as_shipped(found: Model, facts: Profile, kind: Made) -> Profile:
     """Facts of a model with the size of its weight files after quantisation."""
-    table = facts.vocab_size * facts.hidden_size  # if no header is known: all but the input table
+    table = facts.vocab_size * facts.hidden_size + facts.row_parameters  # if no header is known: all but input tables
     guess = int((facts.parameters - table) * _EACH[kind]) + table * DTYPE_BYTES[facts.dtype]
     size = found.weights.narrow_bytes.get(kind, guess)
     return facts.model_copy(update={"weight_bytes": size, "shipped": kind})

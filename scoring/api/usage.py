@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from scoring.engine.row import Row, generated
-from scoring.generation.detokenizer import first_stop, stop_at
+from scoring.generation.detokenizer import first_stop, stop_at, text_of
 from scoring.tasks.base import Task
 
 TELL_VARIABLE = "MII_AZURE_TELL_CACHED_TOKENS"
@@ -55,7 +55,7 @@ def _stopped_by(task: Any, row: Row, tokens: list[int]) -> str | int | None:
     settings = row.parameters
     if tokens and tokens[-1] in settings.stop_ids:
         return tokens[-1]
-    found = first_stop(task.tokenizer.decode(tokens, skip_special_tokens=True), settings.stop)
+    found = first_stop(text_of(task.tokenizer, tokens), settings.stop)
     return None if found is None else found[1]
 
 
@@ -63,6 +63,6 @@ def _reason(task: Any, row: Row, tokens: list[int]) -> str:
     stop = row.parameters.stop
     if tokens and (tokens[-1] in task.eos or tokens[-1] in row.parameters.stop_ids):
         return "stop"
-    if stop and stop_at(task.tokenizer.decode(tokens, skip_special_tokens=True), stop) is not None:
+    if stop and stop_at(text_of(task.tokenizer, tokens), stop) is not None:
         return "stop"
     return "length" if len(tokens) >= row.new_tokens else "stop"

@@ -35,6 +35,7 @@ class Node:
     blocks: list[dict[int, None]] = field(default_factory=list)  # of each group, all that hold their keys and values
     children: dict[Tokens, "Node"] = field(default_factory=dict)
     order: list[Tokens] = field(default_factory=list)  # the children's tokens, sorted
+    salt: str = ""  # of a root
 
     def closest(self, tokens: Tokens) -> tuple["Node | None", int]:
         """Return the child that shares the most leading tokens with these, and their number; None if none shares any.
@@ -101,7 +102,7 @@ class PrefixCache:
         key = tuple(tokens)
         if len(key) < MIN_PREFIX_TOKENS if parent is None else parent.parent is None:
             return None
-        above = parent or self._roots.setdefault(salt, Node((), None))
+        above = parent or self._roots.setdefault(salt, Node((), None, salt=salt))
         node = above.children.get(key)
         if node is None:
             node = Node(key, above, [{} for _ in range(self._groups)])
@@ -155,8 +156,11 @@ class PrefixCache:
             self._detach(node)
 
     def _detach(self, node: Node) -> None:
-        if node.parent is not None:
-            node.parent.remove(node)
+        above = node.parent
+        if above is not None:
+            above.remove(node)
+            if above.parent is None and not above.children:
+                del self._roots[above.salt]
         below = [node]
         while below:
             one = below.pop()

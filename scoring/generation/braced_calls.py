@@ -14,6 +14,7 @@ _MOST_NAME = 64
 _BARE = re.compile(r"[^,\]}]*")
 _JSON = {"integer", "number", "boolean", "null"}  # types whose values are those of JSON
 _DEPTH = 8  # of schemas within schemas that a grammar keeps; deeper values are free
+_MOST_RULES = 2000  # of a tool, after which values are free: schemas that refer to themselves branch at each level
 
 
 class BracedCall:
@@ -129,9 +130,11 @@ class _Reader:
 def _bare(text: str) -> Any:
     """JSON where it is a number, true, false or null; else the text."""
     try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text), parse_constant=str)
+        found = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text), parse_constant=str)
+        json.dumps(found, allow_nan=False)  # JSON has no infinity
     except ValueError:
         return text
+    return found
 
 
 def _key(text: str, quote: str) -> str:
@@ -178,7 +181,7 @@ class _Rules:
         """Name of the rule of a value."""
         schema = resolved(schema, self._root)
         several = next((schema[key] for key in ("anyOf", "oneOf") if isinstance(schema.get(key), list)), None)
-        if depth > _DEPTH:
+        if depth > _DEPTH or len(self.made) > _MOST_RULES:
             return self.free("any")
         if several:
             return self._rule(" | ".join(self.value(each, where, depth + 1) for each in several))

@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from scoring.generation.mark_texts import held
+
 Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a stream's events
 START, CHANNEL, MESSAGE, END, CALL = "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"
 CONSTRAIN = "<|constrain|>"
@@ -99,8 +101,8 @@ class ChannelParser:
     def _message(self, last: bool) -> list[Part]:
         at = min((found for end in _ENDS if (found := self._text.find(end)) >= 0), default=-1)
         if at < 0:
-            held = 0 if last else max(_held(self._text, end) for end in _ENDS)
-            cut = len(self._text) - held
+            kept = 0 if last else max(held(self._text, end) for end in _ENDS)
+            cut = len(self._text) - kept
             told, self._text = self._text[:cut], self._text[cut:]
             return self._told(told)
         told, rest = self._text[:at], self._text[at:]
@@ -115,8 +117,3 @@ class ChannelParser:
         if self._kind == "call":
             return [{"tool_calls": [{"index": self._calls, "function": {"arguments": text}}]}]
         return [{self._kind: text}]
-
-
-def _held(text: str, mark: str) -> int:
-    """Number of last characters that may be the beginning of a mark."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)

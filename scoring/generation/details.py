@@ -6,7 +6,7 @@ from typing import Any
 
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Row
-from scoring.generation.detokenizer import Detokenizer, special_tokens, stop_at
+from scoring.generation.detokenizer import Detokenizer, special_tokens, stop_at, text_of
 from scoring.generation.text_generator import TextGenerator
 from scoring.limits.deadline import check
 
@@ -67,7 +67,7 @@ def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Detai
     for token, chance in zip(answer, answer.logprobs, strict=True):
         check()
         details.push(token, detokenizer.push(token), chance)
-    text = task.tokenizer.decode(answer, skip_special_tokens=True)
+    text = text_of(task.tokenizer, answer)
     details.close(text)
     cut = stop_at(text, row.parameters.stop)
     return details, len(answer) if cut is None else details.within(cut)
@@ -76,7 +76,7 @@ def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Detai
 def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, Any]:
     """Return the `details` of one answer."""
     details, count = describe(task, row, answer)
-    cut = count < len(answer) or stop_at(task.tokenizer.decode(answer, skip_special_tokens=True), row.parameters.stop)
+    cut = count < len(answer) or stop_at(text_of(task.tokenizer, answer), row.parameters.stop)
     short = len(answer) < row.new_tokens  # ended by a text of the model's own
     short |= bool(answer) and answer[-1] in row.parameters.stop_ids
     reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut or short else "length"
@@ -99,7 +99,7 @@ def _prefill(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, A
     for token, chance in zip(others, answer.prompt, strict=True):
         check()
         details.push(token, detokenizer.push(token), chance)
-    details.close(task.tokenizer.decode(row.features["input_ids"], skip_special_tokens=True))
+    details.close(text_of(task.tokenizer, row.features["input_ids"]))
     details.tokens[0]["logprob"] = None
     tops = {"prefill_top_tokens": details.tops} if row.parameters.prompt_logprobs else {}
     return {"prefill": details.tokens, **tops}

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+from scoring.generation.mark_texts import kept_as_text
+
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of byte-fallback vocabularies
 _BOUNDARY = re.compile(r".*\w\w(?= )", re.DOTALL)
 _LONG, _SHORT = 32, 12  # tokens decoded together: cut back to the short window when longer than the long one
@@ -23,6 +25,7 @@ class Detokenizer:
         self._cleans = _cleans_up(tokenizer)
         self._decode = _decoding(tokenizer)
         self._own = own_texts(tokenizer)
+        self._kept = kept_as_text(tokenizer)
         self._whole = False  # some text has been returned, and no token waits for others to complete its text
         self._window: list[int] = []  # the last tokens
         self._given = 0  # characters of the window's text already returned
@@ -34,7 +37,7 @@ class Detokenizer:
         piece = self._own[token] if self._whole else None
         if piece is None:
             if token in self._special:
-                return ""
+                return self._kept.get(token, "")
             piece = self._decoded(token)
         else:
             self._given += len(piece)
@@ -69,6 +72,18 @@ class Detokenizer:
         done, self._unclean = self._unclean[: found.end()], self._unclean[found.end() :]
         cleaned: str = self._tokenizer.clean_up_tokenization(done)
         return cleaned
+
+
+def text_of(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The text of an answer's tokens: without special ones, but with the marks that it is parsed by."""
+    text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+    kept = kept_as_text(tokenizer)
+    if not any(token in kept for token in tokens):
+        return text
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.push(token) for token in tokens]
+    told = sum(len(piece) for token, piece in zip(tokens, pieces, strict=True) if token not in kept)
+    return "".join([*pieces, text[told:]])
 
 
 class OwnTexts(dict[int, str | None]):

@@ -5,12 +5,13 @@ Whatever is no call of a tool that was offered stays text. Pieces of any sizes g
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scoring.generation.braced_calls import BracedCall
 from scoring.generation.channels import ChannelParser
+from scoring.generation.mark_texts import MarksDropped, held
 from scoring.generation.tagged_calls import TaggedCall, Typed
 from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
@@ -28,12 +29,13 @@ class ReplyForm:
     format: ToolFormat | None = None
     typed: Typed = frozenset()  # of arguments that stand between tags
     marks: Marks = THINK  # of a thought
+    dropped: tuple[str, ...] = ()  # marks that are no text where they belong to no thought and no call
     channels: bool = False  # it comes in messages, each of a channel
 
     @property
     def plain(self) -> bool:
         """True if an answer is text and nothing else."""
-        return not self.thinks and not self.tools and not self.channels
+        return not (self.thinks or self.tools or self.channels or self.dropped)
 
 
 class PartialCall:
@@ -152,7 +154,7 @@ class ReplyParser:
         if mark:
             self._text, self._stage = rest, "thought_over"
             return [{"reasoning_content": inside}]
-        return self._tell("reasoning_content", 0 if last else _held(inside, self._form.marks[1]))
+        return self._tell("reasoning_content", 0 if last else held(inside, self._form.marks[1]))
 
     def _thought_over(self, last: bool) -> list[Part]:
         self._text = self._text.lstrip()
@@ -187,7 +189,7 @@ class ReplyParser:
             return self._tell("text", 0)
         before, found, rest = self._text.partition(mark)
         if not found:
-            return self._tell("text", 0 if last else _held(before, mark))
+            return self._tell("text", 0 if last else held(before, mark))
         at = form.start(rest)
         if at is not None and at >= 0:
             self._begin(mark + rest, len(mark) + at)
@@ -214,7 +216,7 @@ class ReplyParser:
         assert call is not None
         taken = 0
         for character in self._text:
-            if call.ended or call.wrong:
+            if call.ended or call.wrong or (call.name and call.name not in self._form.tools):
                 break
             call.take(character)
             taken += 1
@@ -268,10 +270,44 @@ class ReplyParser:
         return hashlib.sha256(told.encode()).hexdigest()[:9]
 
 
-def parser_of(form: ReplyForm, seed: Iterable[int], answer: int) -> ReplyParser | ChannelParser:
+class SpokenParser:
+    """Takes an answer's text in pieces for another parser; returns that one's parts without marks left in them."""
+
+    def __init__(self, parser: ReplyParser | ChannelParser, marks: Sequence[str]) -> None:
+        self._parser = parser
+        self._without = MarksDropped(marks)
+        self._kind = "text"  # of what was told last
+
+    def push(self, text: str) -> list[Part]:
+        """Take the next piece."""
+        return _joined(self._spoken(self._parser.push(text)))
+
+    def finish(self) -> list[Part]:
+        """The parts that were held back until the end."""
+        found = [*self._spoken(self._parser.finish())]
+        return _joined([*found, {self._kind: self._without.finish()}])
+
+    def _spoken(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Parts without marks; a mark lies within one kind of part."""
+        for part in parts:
+            [(kind, value)] = part.items()
+            if kind != self._kind:
+                yield {self._kind: self._without.finish()}
+            if kind == "tool_calls":
+                yield part
+            else:
+                yield {kind: self._without.push(value)}
+                self._kind = kind
+
+
+Parser = ReplyParser | ChannelParser | SpokenParser
+
+
+def parser_of(form: ReplyForm, seed: Iterable[int], answer: int) -> Parser:
     """Parser of an answer of this form."""
     plain = ReplyParser(form, seed, answer)
-    return ChannelParser(form.tools, plain) if form.channels else plain
+    parser = ChannelParser(form.tools, plain) if form.channels else plain
+    return SpokenParser(parser, form.dropped) if form.dropped else parser
 
 
 def whole(form: ReplyForm, seed: Sequence[int], answer: int, text: str) -> Part:
@@ -301,11 +337,6 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
         elif value:
             found.append(part)
     return found
-
-
-def _held(text: str, mark: str) -> int:
-    """Number of last characters that may be the beginning of a mark."""
-    return next((size for size in range(min(len(mark) - 1, len(text)), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def _unescaped(text: str) -> str:

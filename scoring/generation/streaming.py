@@ -7,11 +7,10 @@ import torch
 
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Between, Row
-from scoring.generation.channels import ChannelParser
 from scoring.generation.details import Details, describe
-from scoring.generation.detokenizer import Detokenizer, Stops, stop_at
+from scoring.generation.detokenizer import Detokenizer, Stops, stop_at, text_of
 from scoring.generation.grammars import Grammar
-from scoring.generation.replies import ReplyParser, parser_of
+from scoring.generation.replies import Parser, parser_of
 from scoring.generation.text_generator import TextGenerator
 
 
@@ -56,7 +55,7 @@ class BatchStreamer:
         elif self._searching and any(row.parameters.stop for row in self._rows):
             for index, tokens in enumerate(input_ids[:, max(self._start, input_ids.shape[1] - self._tail) :].tolist()):
                 stop = self._rows[index // each].parameters.stop
-                text = self._task.tokenizer.decode(tokens, skip_special_tokens=True)
+                text = text_of(self._task.tokenizer, tokens)
                 done[index] |= stop_at(text, stop) is not None
         if not self._searching:
             if self._task.stops is not None:
@@ -139,7 +138,7 @@ class SequenceStreamer:
 class Shown:
     """Part of an answer that its stream has been sent: its text, and the number of tokens with details."""
 
-    def __init__(self, parser: ReplyParser | ChannelParser | None) -> None:
+    def __init__(self, parser: Parser | None) -> None:
         self.parts: list[str] = []
         self.tokens = 0
         self.parser = parser  # of answers that may hold more than text

@@ -1,7 +1,7 @@
 """Calls of tools whose arguments stand between tags, one after the other, instead of in one JSON object."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ _MOST_NAME = 64
 #: Names of JSON's types, by Python's.
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 _NUMBERS = {"integer", "number"}
+_SHARED = ("$defs", "definitions")  # parts of a schema that others refer to
 #: Limits of a text that a grammar of tags does not hold it to.
 TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
-_DEPTH = 8  # references followed
+_LITERALS = {"True": "true", "False": "false", "None": "null"}  # Python's, which models write too
+_DEPTH = 8  # references followed, of a chain
 #: Function, parameter, and a type that its value may have; a parameter without any is text.
 Typed = frozenset[tuple[str, str, str]]
 
@@ -94,7 +96,7 @@ class TaggedCall:
         if self._tags.lines:
             text = text.removeprefix("\n").removesuffix("\n")
         kinds = {kind for name, key, kind in self._typed if (name, key) == (self.name, self._key)}
-        self._pairs.append(f"{_json(self._key)}: {_json(_of_kind(text, kinds))}")
+        self._pairs.append(f"{_quoted(self._key)}: {_written(text, kinds)}")
         self._go("outside")
 
     def _go(self, stage: str, read: str = "") -> None:
@@ -145,7 +147,8 @@ def _value_rules(
     line = "\n" if tags.lines else ""
     begin, end = (line if tags.lines else "\n" + tags.value), line + tags.valued
     kinds = kinds_of(schema, root)
-    texts = schema.get("enum", [schema["const"]] if "const" in schema else None) if isinstance(schema, dict) else None
+    values = schema.get("enum", [schema["const"]] if "const" in schema else []) if isinstance(schema, dict) else []
+    texts = [value for value in values if isinstance(value, str)]
     if texts and kinds == {"string"}:
         return [f"{name}: {_quoted(begin)} ({' | '.join(_quoted(text) for text in texts)}) {_quoted(end)}"]
     if not kinds or "string" in kinds:
@@ -154,9 +157,38 @@ def _value_rules(
                 "A text between tags cannot be held to that.", 'Leave out "strict", or the limit.', where=exact
             )
         return [f"{name}: {_quoted(begin)} {name}_text", f"{name}_text[suffix={_quoted(end)}]: /(.|\\n)*/"]
-    shared = {part: root[part] for part in ("$defs", "definitions") if part in root}
-    guided = {**schema, **shared, "x-guidance": dict(options)}
+    guided = {**_alone(schema, root), "x-guidance": dict(options)}
     return [f"{name}: {_quoted(begin)} {name}_json {_quoted(end)}", f"{name}_json: %json {json.dumps(guided)}"]
+
+
+def _alone(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+    """A property's schema as one by itself, with what it refers to of the root."""
+    shared = {part: root[part] for part in _SHARED if part in root}
+    references = {each for part in (schema, shared) for each in _references(part)}
+    if all(each.startswith(tuple(f"#/{part}/" for part in _SHARED)) for each in references):
+        return {**schema, **shared}
+    return {**_moved(schema), "$defs": {"root": _moved(root)}}
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """References within a document, wherever they stand in it."""
+    for name, value in schema.items() if isinstance(schema, dict) else enumerate(_listed(schema)):
+        if name == "$ref" and isinstance(value, str):
+            yield value
+        yield from _references(value)
+
+
+def _moved(schema: Any) -> Any:
+    """The same with references to the document's root as ones to `root` of its definitions."""
+    if isinstance(schema, list):
+        return [_moved(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {name: _moved(value) for name, value in schema.items()}
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = "#/$defs/root" + reference[1:]
+    return moved
 
 
 def properties_of(root: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,21 +197,34 @@ def properties_of(root: Mapping[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def kinds_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> set[str]:
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> set[str]:
     """Types that a schema names, in any of its alternatives; none where it names none."""
-    if not isinstance(schema, dict) or depth > _DEPTH:
-        return set()
-    named = schema.get("type", [])
-    found = {named} if isinstance(named, str) else {kind for kind in named if isinstance(kind, str)}
-    if not found:
-        values = schema.get("enum", [schema["const"]] if "const" in schema else [])
-        found |= {_KINDS.get(type(value), "null") for value in values} if isinstance(values, list) else set()
-    for several in ("anyOf", "oneOf", "allOf"):
-        for each in schema.get(several) or []:
-            found |= kinds_of(each, root, depth + 1)
-    if isinstance(target := schema.get("$ref"), str):
-        found |= kinds_of(target_of(target, root), root, depth + 1)
+    found: set[str] = set()
+    followed: set[str] = set()
+    left = [schema]
+    while left:
+        each = left.pop()
+        if not isinstance(each, dict):
+            continue
+        found |= _named(each)
+        left += [other for name in ("anyOf", "oneOf", "allOf") for other in _listed(each.get(name))]
+        reference = each.get("$ref")
+        if isinstance(reference, str) and reference not in followed:
+            followed.add(reference)
+            left.append(target_of(reference, root))
     return found
+
+
+def _named(schema: Mapping[str, Any]) -> set[str]:
+    """Types that a schema names itself, by its values if by no type."""
+    named = schema.get("type")
+    found = {kind for kind in _listed([named] if isinstance(named, str) else named) if isinstance(kind, str)}
+    values = _listed(schema.get("enum", [schema["const"]] if "const" in schema else []))
+    return found or {_KINDS.get(type(value), "null") for value in values}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -192,27 +237,27 @@ def resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def target_of(reference: str, root: Mapping[str, Any]) -> Any:
+    """Schema at a reference's place in the root, the root itself for `#`; None if there is none."""
     found: Any = root
-    for name in reference.removeprefix("#/").split("/"):
-        found = found.get(name) if isinstance(found, dict) else None
+    for part in reference.removeprefix("#").split("/")[1:]:
+        found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
     return found
 
 
-def _of_kind(text: str, kinds: set[str]) -> Any:
-    """Value of a text: JSON where a type other than text is wanted and it is of one, else the text."""
+def _written(text: str, kinds: set[str]) -> str:
+    """JSON of a value: of its own type where the schema wants one beside text and it is of one, else of the text."""
+    as_text = _quoted(text)
     if not kinds - {"string"}:
-        return text
+        return as_text
     try:
-        value = json.loads({"True": "true", "False": "false", "None": "null"}.get(text.strip(), text))
+        value = json.loads(_LITERALS.get(text.strip(), text))
+        written = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        written.encode()  # half a surrogate pair has no UTF-8
     except (ValueError, RecursionError):
-        return text
+        return as_text
     kind = _KINDS.get(type(value), "null")
     fits = kind in kinds or (kind in _NUMBERS and bool(kinds & _NUMBERS))
-    return value if (fits or "string" not in kinds) and not isinstance(value, str) else text
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return written if (fits or "string" not in kinds) and not isinstance(value, str) else as_text
 
 
 def _quoted(text: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 from scoring.generation import braced_calls, channels, tagged_calls
@@ -86,13 +86,14 @@ def thought_marks(template: str) -> Marks | None:
 
 
 def marks_as_text(template: str) -> set[str]:
-    """Marks of a template's forms that tokenizers hold for special tokens, and answers need as text."""
+    """Marks of a template's forms, which answers need as text although tokenizers may hold them for special."""
     if channels.speaks_in_channels(template):
         return set(channels.MARKS)
-    marks = thought_marks(template)
-    form = tool_format(template)
-    found = set() if marks is not _CHANNEL else {marks[0].removesuffix("thought\n"), marks[1]}
-    return found | ({form.begin, form.end, form.quote} if form and form.quote else set())
+    found = {mark.removesuffix("thought\n") for mark in thought_marks(template) or ()}
+    if form := tool_format(template):
+        found |= {form.begin, form.end, form.quote}
+        found |= {text for text in astuple(form.tags) if isinstance(text, str)} if form.tags else set()
+    return found - {""}
 
 
 def thought_rule(prompt: str, marks: Marks | None) -> str:

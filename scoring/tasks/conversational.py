@@ -44,7 +44,7 @@ class Conversational(Generative):
     def __init__(self, loaded: Loaded, name: str) -> None:
         template = getattr(loaded.tokenizer, "chat_template", None) or ""
         written = template if isinstance(template, str) else "".join(template.values())
-        keep_as_text(loaded.tokenizer, marks_as_text(written))
+        self._dropped = keep_as_text(loaded.tokenizer, marks_as_text(written))
         super().__init__(loaded, name)
         if not template:
             raise LoadError(
@@ -87,6 +87,7 @@ class Conversational(Generative):
             self.tool_format,
             tagged,
             marks or THINK,
+            dropped=self._dropped,
             channels=self._channels and not going_on,
         )
         # The template writes the special tokens itself.

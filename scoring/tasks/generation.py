@@ -29,7 +29,7 @@ from scoring.generation.adapters import all_with
 from scoring.generation.adjustments import AdjustmentsProcessor
 from scoring.generation.cache_salt import salt_of
 from scoring.generation.details import token_details
-from scoring.generation.detokenizer import stop_at
+from scoring.generation.detokenizer import stop_at, text_of
 from scoring.generation.generated import GrammarProcessor, logprobs_of, prompt_logprobs, until_end
 from scoring.generation.grammars import Grammar, Grammars
 from scoring.generation.scheduler import Scheduler
@@ -337,7 +337,7 @@ class Generative(Task):
 
     def text(self, tokens: Tokens, stop: Sequence[str]) -> str:
         """The text of generated tokens, without special ones, cut at the first stop text."""
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = text_of(self.tokenizer, tokens)
         return text[: stop_at(text, stop)]
 
     def texts(self, rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[str]:

@@ -43,7 +43,18 @@ class _Attending:
         return keys, values
 
 
-class _Both(LinearAttentionLayer, _Attending):  # type: ignore[misc,unused-ignore]
+class _Recurrent(LinearAttentionLayer):  # type: ignore[misc,unused-ignore]
+    """A layer's states for one forward, which no graph reads at an address of theirs."""
+
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+        """Take the new states as they are, where transformers' own layer copies them."""
+        if not self.is_recurrent_states_initialized[state_idx]:
+            self.lazy_initialization(recurrent_states=recurrent_states, state_idx=state_idx)
+        self.recurrent_states[state_idx] = taken = recurrent_states.to(self.recurrent_states[state_idx].dtype)
+        return taken
+
+
+class _Both(_Recurrent, _Attending):
     """A layer's states, and its place for keys and values."""
 
 
@@ -139,15 +150,17 @@ class SlotStates:
         """Cache for a forward of these slots [B], whose states are copies; without, of sequences that begin."""
         made = [_layer(kind, number) for kind, number in zip(self.kinds, self.numbers, strict=True)]
         if slots is not None:
+            run = isinstance(place := _place(slots), slice)
             for state, rows in zip(self.states, self.rows, strict=True):
-                _hand(made[state.layer], state, rows.index_select(0, slots))
+                _hand(made[state.layer], state, rows[place].clone() if run else rows[place])
         return SlotCache(layers=made)
 
     def keep(self, slots: Tensor, cache: SlotCache) -> None:
         """Write the states that a forward has left in its cache to slots [B]."""
         left = {(layer, convolution, index): held for layer, convolution, index, held in _held(cache)}
+        place = _place(slots)
         for state, rows in zip(self.states, self.rows, strict=True):
-            rows.index_copy_(0, slots, left[state.layer, state.convolution, state.index])
+            rows[place] = left[state.layer, state.convolution, state.index]
 
 
 def in_pieces(states: SlotStates | None) -> bool:
@@ -177,10 +190,16 @@ def in_chunks(scans: Sequence[Any], tokens: int) -> Iterator[None]:
             each.chunk_size = own
 
 
+def _place(slots: Tensor) -> slice | Tensor:
+    """Slots as a slice if they follow each other, since a slice is read and written in a third of the time."""
+    first, count = int(slots[0]), len(slots)
+    return slice(first, first + count) if slots.tolist() == [*range(first, first + count)] else slots
+
+
 def _layer(kind: LayerKind, states: int) -> Any:
     """Layer of a cache without any state yet."""
     if kind in ("recurrent", "both"):
-        return (LinearAttentionLayer if kind == "recurrent" else _Both)(number_of_states=states)
+        return (_Recurrent if kind == "recurrent" else _Both)(number_of_states=states)
     return _Attending()
 
 

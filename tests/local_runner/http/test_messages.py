@@ -27,6 +27,12 @@ def post(base: Base) -> Post:
     return posted
 
 
+def call(**fields: Any) -> dict[str, Any]:
+    """Message of the assistant that calls a tool."""
+    block = {"type": "tool_use", "id": "a", "name": "get_weather", "input": {}, **fields}
+    return {"role": "assistant", "content": [block]}
+
+
 def put_together(base: Base, body: dict[str, Any]) -> dict[str, Any]:
     """The message that a stream's events tell, put together as the official client does; their order is checked."""
     message: dict[str, Any] = {}
@@ -149,7 +155,18 @@ def test_an_answer_may_be_bound_to_a_schema(post: Post) -> None:
         ({"tool_choice": {"type": "some"}}, "tool_choice", "has a type"),
         ({"tool_choice": {"type": "any"}}, "tool_choice", "no tools to call"),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking", "knows no thought"),
+        ({"thinking": {"type": "enabled"}}, "thinking", 'send {"type": "disabled"}'),
         ({"thinking": {"type": "often"}}, "thinking", "has a type"),
+        ({"thinking": {"type": "enabled"}, "output_config": {"effort": "huge"}}, "output_config.effort", "'xhigh'"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences", "is not served"),
+        ({"logprobs": True}, "logprobs", "is not served"),
+        ({"messages": [*HELLO, call(name=None)]}, "messages[1].content[0].name", 'no text "name"'),
+        ({"messages": [*HELLO, call(input="Bern")]}, "messages[1].content[0].input", "an object"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "sun"}]}]},
+            "messages[0].content[0].tool_use_id",
+            'no text "tool_use_id"',
+        ),
         ({"output_config": {"format": {"type": "yaml"}}}, "output_config.format", "json_schema"),
         ({"stop_sequences": [""]}, "stop_sequences.0", "at least 1 character"),
         ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management", "as it is"),

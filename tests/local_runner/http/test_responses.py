@@ -157,6 +157,7 @@ def test_tools_are_called_and_their_outputs_go_back(tools: openai.OpenAI) -> Non
         ({"previous_response_id": "resp_1"}, "Nothing is stored here.", "previous_response_id"),
         ({"conversation": "c"}, "Nothing is stored here.", "conversation"),
         ({"background": True}, "background is not served", "background"),
+        ({"num_return_sequences": 2, "do_sample": True}, "is not served", "num_return_sequences"),
         ({"truncation": "auto"}, "truncation is not served", "truncation"),
         ({"input": []}, "The input is a text", "input"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "parts of text", "input[0].content[0]"),

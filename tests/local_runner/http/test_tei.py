@@ -87,3 +87,11 @@ def test_what_cannot_be_answered_is_refused_in_its_shape(
     refused = post(server, path, body, 400)
     assert refused["error"].startswith(told)
     assert refused["error_type"] == "validation"
+
+
+def test_remedies_are_in_the_words_of_the_route(post: Post) -> None:
+    refused = post("embed", "/embed", {"inputs": "a " * 5000}, 400)
+    assert refused["hint"] == 'Shorten it, or set "truncation": true.'
+    assert len(post("embed", "/embed", {"inputs": "a " * 5000, "truncation": True})) == 1
+    nested = post("alike", "/similarity", {"inputs": {"source_sentence": "a " * 5000, "sentences": ["a"]}}, 400)
+    assert '"parameters": {"truncation": true}' in nested["hint"]

@@ -42,3 +42,13 @@ def test_a_prompt_is_compared_with_few_of_those_that_begin_alike(monkeypatch: py
     monkeypatch.setattr(prefix_cache, "common_prefix", counted)
     assert cache.match([*prompts[500][:50], 30_001, 30_002], "").tokens == 50
     assert len(compared) <= 2
+
+
+def test_salts_are_forgotten_with_their_last_prefix() -> None:
+    """A caller may send another salt with each request."""
+    cache = PrefixCache(BlockPool(4))
+    for number in range(100):
+        node = cache.insert(None, f"salt {number}", HEAD, [number % 4])
+        assert node is not None
+    assert len(cache._roots) == 4
+    assert [cache.match([*HEAD, 1], f"salt {number}").tokens for number in (95, 96, 99)] == [0, len(HEAD), len(HEAD)]

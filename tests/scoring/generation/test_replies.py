@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from scoring.generation.channels import MARKS as CHANNEL_MARKS
 from scoring.generation.replies import ReplyForm, ReplyParser, parser_of, whole
-from scoring.generation.tool_formats import tool_format
+from scoring.generation.tool_formats import marks_as_text, tool_format
 
 HERMES = tool_format("{{ tools }} <tool_call>")
 MISTRAL = tool_format("{{ tools }} [TOOL_CALLS]")
@@ -31,6 +33,15 @@ ARGUMENTS = '{"city": "Zürich \\"1\\"", "days": [1, {"a": "}"}]}'
 NOW = '{"name": "now", "arguments": {}}'
 
 #: Form, text, and what it is: thought, text, calls.
+_GEMMA = "{{ tools }} <|tool_call>call:f{}<tool_call|><|channel>thought\n<channel|>"
+BRACED = ReplyForm(
+    True,
+    False,
+    NAMES,
+    tool_format(_GEMMA),
+    marks=("<|channel>thought\n", "<channel|>"),
+    dropped=(*marks_as_text(_GEMMA),),
+)
 CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]] = [
     (ReplyForm(), "<think>a</think> {b", (None, "<think>a</think> {b", [])),
     (ReplyForm(thinks=True), "<think>\nHm <b>.\n</think>\n\nYes.", ("\nHm <b>.\n", "Yes.", [])),
@@ -49,6 +60,16 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
     ),
     (CALLS, "a <tool_call>b</tool_call>", (None, "a <tool_call>b</tool_call>", [])),
     (CALLS, 'a <tool_call>{"name": "rm"}x', (None, 'a <tool_call>{"name": "rm"}x', [])),
+    (
+        CALLS,
+        f'<tool_call>{{"name": "rm", <tool_call>{NOW}</tool_call>',
+        (None, '<tool_call>{"name": "rm", ', [("now", "{}")]),
+    ),
+    (
+        TAGGED,
+        "<tool_call><function=rm><tool_call><function=now></function></tool_call>",
+        (None, "<tool_call><function=rm>", [("now", "{}")]),
+    ),
     (CALLS, 'a <tool_call>{"name": "now"', (None, "a ", [("now", "")])),
     (CALLS, "a <tool_ca", (None, "a <tool_ca", [])),
     (CALLS, '{"name": "now"}', (None, "", [("now", "{}")])),
@@ -97,6 +118,15 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
         "<arg_key>days</arg_key><arg_value>7</arg_value>\n</tool_call>\n<tool_call>now</tool_call>Done",
         ("t", "Done", [("get_weather", '{"city": "Bern", "days": 7}'), ("now", "{}")]),
     ),
+    (replace(BRACED, dropped=()), "<|channel>a<tool_call|>", (None, "<|channel>a<tool_call|>", [])),
+    (BRACED, "a<tool_call|> b<|ch<channel|>annel> <|tool_", (None, "a b<|channel> <|tool_", [])),
+    (BRACED, "<|channel>thought\na<|tool_call>b<channel|>c<|channel>", ("ab", "c", [])),
+    (BRACED, '<|channel>I<|tool_call>call:rm{a:<|"|>b<|"|>}<tool_call|>.', (None, "Icall:rm{a:b}.", [])),
+    (
+        BRACED,
+        'a<channel|><|tool_call>call:get_weather{city:<|"|>Bern<|"|>}<tool_call|><tool_call|>b<|"|>',
+        (None, "ab", [("get_weather", '{"city": "Bern"}')]),
+    ),
     (
         CHANNELS,
         "<|channel|>analysis<|message|>Hm <b>.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
@@ -117,6 +147,12 @@ CASES: list[tuple[ReplyForm, str, tuple[str | None, str, list[tuple[str, str]]]]
     (CHANNELS, "<|channel|>analysis<|message|>t<|en", ("t<|en", "", [])),
     (CHANNELS, "<|channel|>final<|mess", (None, "", [])),
     (CHANNELS, "Hello <|end", (None, "Hello <|end", [])),
+    (
+        replace(CHANNELS, dropped=CHANNEL_MARKS),
+        "<|channel|>analysis<|message|>t<|mess<|message|>age|><|end|><|channel|>final<|message|>a<|constrain|> b",
+        ("t<|message|>", "a b", []),
+    ),
+    (replace(CHANNELS, dropped=CHANNEL_MARKS), "Hello <|end|> <|call|>you<|call", (None, "Hello  you<|call", [])),
     (CHANNELS, "to be", (None, "to be", [])),
     (CHANNELS, NOW, (None, "", [("now", "{}")])),
     (KEYED, "get_weather is <arg_key>", (None, "get_weather is <arg_key>", [])),

@@ -10,9 +10,10 @@ import pytest
 from scoring.generation.tagged_calls import QWEN, TaggedCall, typed
 from scoring.schema.tools import Function, Tool
 
+LOOP = {"anyOf": [{"$ref": "#/$defs/Loop"}] * 100}
 SCHEMA: dict[str, Any] = {
     "type": "object",
-    "$defs": {"Day": {"enum": ["mon", "sun"]}, "Count": {"type": "integer"}, "Loop": {"$ref": "#/$defs/Loop"}},
+    "$defs": {"Day": {"enum": ["mon", "sun"]}, "Count": {"type": "integer"}, "Loop": LOOP, "of/a": {"type": "array"}},
     "properties": {
         "plain": {"type": "string"},
         "unknown": {"description": "no type"},
@@ -25,6 +26,10 @@ SCHEMA: dict[str, Any] = {
         "on": {"type": "boolean"},
         "list": {"type": "array", "items": {"type": "string"}},
         "one": {"const": 1},
+        "all": {"$ref": "#"},
+        "as_share": {"$ref": "#/properties/share"},
+        "slashed": {"$ref": "#/$defs/of~1a"},
+        "wrong": {"type": None, "anyOf": 5, "enum": 5},
     },
 }
 
@@ -51,6 +56,13 @@ SCHEMA: dict[str, Any] = {
         ("list", '["a"]', ["a"]),
         ("list", "[" * 100_000, "[" * 100_000),
         ("one", "1", 1),
+        ("all", '{"plain": "a"}', {"plain": "a"}),
+        ("as_share", "0.5", 0.5),
+        ("slashed", "[1]", [1]),
+        ("wrong", "1", "1"),
+        ("share", "NaN", "NaN"),
+        ("share", "1e999", "1e999"),
+        ("list", '["\\ud800"]', '["\\ud800"]'),
         ("plain", "a\n<b>\n", "a\n<b>\n"),
         ("plain", "", ""),
     ],
@@ -62,4 +74,4 @@ def test_a_value_has_the_type_of_its_parameter(key: str, text: str, value: Any) 
         assert not call.ended
         call.take(character)
     assert call.ended
-    assert json.loads(call.told) == {key: value}
+    assert json.loads(call.told, parse_constant=pytest.fail) == {key: value}

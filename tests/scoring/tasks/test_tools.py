@@ -255,6 +255,23 @@ def test_an_effort_that_the_template_cannot_make_is_refused(tiny: Tiny, tmp_path
     assert always.service.drain(20)
 
 
+def test_values_refer_to_any_place_of_their_schema(model: Served) -> None:
+    tree = {"type": "object", "properties": {"on": {"type": "boolean"}, "below": {"$ref": "#"}}, "required": ["on"]}
+    schema = {**tree, "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    how = {"tool_choice": "required", "do_sample": True, "seed": 1, "parallel_tool_calls": False}
+    [call] = ask(model, tools=tools, **how)["tool_calls"]
+    Draft202012Validator(schema).validate(json.loads(call["function"]["arguments"]))
+
+
+def test_a_schema_that_is_none_is_no_failure(model: Served) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": None}}}}}]
+    ask(model, tools=tools, max_new_tokens=2)
+    parameters = {"max_new_tokens": 2, "tools": tools, "tool_choice": "required"}
+    status, answer = model({"inputs": CHAT, "parameters": parameters})
+    assert (status, answer["error"]["code"]) == (400, "invalid_parameter")
+
+
 def _in_channels(tiny: Tiny, folder: Path) -> Path:
     """A tiny model whose answers come in channels, with the marks as special tokens."""
     template = TEMPLATES["json"] + "{% if false %}<|channel|>analysis<|message|>{{ reasoning_effort }}{% endif %}"
