@@ -21,8 +21,8 @@ tell() { # NAME PACKAGE...
 print("\n" + ", ".join(f"{name} {version(name)}" for name in sys.argv[1:]))' "$@"
 }
 
-environment openai openai langchain-openai cohere huggingface_hub
-tell openai openai langchain-openai langchain-core cohere huggingface-hub
+environment openai openai anthropic langchain-openai cohere huggingface_hub
+tell openai openai anthropic langchain-openai langchain-core cohere huggingface-hub
 .cache/clients/openai/bin/python -m pytest "$http" -k "not llama_index and not instructor"
 
 environment instructor instructor
