@@ -97,7 +97,8 @@ def unpack(layout: Path, manifest: dict, target: Path) -> list[tarfile.TarInfo]:
     for layer in manifest["layers"]:
         with tarfile.open(layout / "blobs" / layer["digest"].replace(":", "/")) as tar:
             entries += tar.getmembers()
-            tar.extractall(target, filter="data")
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python has it since 3.11.4
+            tar.extractall(target)
     return entries
 
 
