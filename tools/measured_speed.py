@@ -62,6 +62,7 @@ OTHER_RESULTS = {
     "hosts": "what hosts add",
     "http_adapters": "what adapters add to a CPU's requests",
     "http_calls": "what grammars add to a CPU's requests",
+    "http_calls-zen3": "what grammars add to a CPU's requests",
     "memory": "bytes",
     "neighbour": "what another program on the cores adds",
     "offload": "weights in host memory, which no plan chooses by itself",
