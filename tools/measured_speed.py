@@ -68,6 +68,7 @@ OTHER_RESULTS = {
     "offload": "weights in host memory, which no plan chooses by itself",
     "parity_faults": "verdicts",
     "peers": "other servers, and what hosts add",
+    "peers-zen3": "other servers, and what hosts add",
     "products": "kernels",
     "prompt_attention": "kernels",
     "quantised": "bytes and errors",
