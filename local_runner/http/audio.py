@@ -2,17 +2,15 @@
 
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 
-from local_runner.bundle.script import Answer
-from local_runner.host.host import Host, internal
+from local_runner.host.host import Host
+from local_runner.http import openai
 from local_runner.http.bodies import read_body
-from local_runner.http.openai import error_body
+from local_runner.http.event_responses import streamed
 from local_runner.http.openai_events import DONE, sse
 from local_runner.protocol import audio_requests, errors
 from scoring.errors import InvalidInput, MiiAzureError, PayloadTooLarge
@@ -41,22 +39,15 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
             if answer.status >= 400:
                 raise errors.failure_of(answer)
         if answer.chunks is not None:
-            return StreamingResponse(_events(host, answer), 200, {"Cache-Control": "no-cache"}, "text/event-stream")
+            return streamed(host, answer, lambda each: sse(audio_requests.event(each)), _failed, end=DONE)
         content, kind = audio_requests.rendered(json.loads(answer.body), form, path)
         return Response(content, media_type=kind)
 
 
-async def _events(host: Host, answer: Answer) -> AsyncIterator[bytes]:
-    """Events of a transcript, as OpenAI's clients read them."""
-    try:
-        async with aclosing(host.events(answer)) as lists:
-            async for events in lists:
-                yield b"".join([sse(audio_requests.event(each)) for each in events])
-        yield DONE
-    except Exception as error:
-        known = error if isinstance(error, MiiAzureError) else internal(error)
-        audio_requests.name_field(known)
-        yield sse(error_body(known))
+def _failed(error: MiiAzureError) -> bytes:
+    """Event of an error that ends a transcript's stream, with the form's field."""
+    audio_requests.name_field(error)
+    return openai.failed(error)
 
 
 def as_json(host: Host, content: bytes) -> bytes:

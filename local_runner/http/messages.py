@@ -1,18 +1,17 @@
 """/v1/messages, Anthropic's interface, for text, over the same scoring script as every other protocol."""
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from local_runner.bundle.script import Answer
-from local_runner.host.host import Host, internal
+from local_runner.host.host import Host
+from local_runner.http.event_responses import streamed
 from local_runner.http.messages_events import MessageEvents, begun, ended, failed
 from local_runner.protocol import errors, messages_requests, openai_requests
-from scoring.errors import InternalError, MiiAzureError
 
 
 def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
@@ -37,22 +36,10 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         if sent.get("stream") is not True:
             told = json.loads(answer.body)
             return JSONResponse(ended(message, told["answer"][0][0], told["usage"]))
-        if answer.chunks is None:
-            raise InternalError("The scoring script did not stream.")
-        events = _events(host, answer, MessageEvents(message))
-        return StreamingResponse(events, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
+        events = MessageEvents(message)
+        return streamed(host, answer, events.told, failed, events.begin())
 
     @app.post(f"{messages_requests.PATH}/count_tokens", summary="Count the tokens of a conversation")
     async def count_tokens(request: Request) -> Response:
         answer = await scored(request, await body(request), messages_requests.tokens)
         return JSONResponse({"input_tokens": json.loads(answer.body)["count"]})
-
-
-async def _events(host: Host, answer: Answer, told: MessageEvents) -> AsyncIterator[bytes]:
-    try:
-        yield told.begin()
-        async with aclosing(host.events(answer)) as lists:
-            async for events in lists:
-                yield b"".join(map(told.told, events))
-    except Exception as error:
-        yield failed(error if isinstance(error, MiiAzureError) else internal(error))

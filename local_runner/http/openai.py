@@ -7,19 +7,20 @@ their answers become OpenAI's objects, streams server-sent events, and errors ta
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from local_runner.bundle.script import Answer
 from local_runner.errors import ModelNotServed, served_as
-from local_runner.host.host import Host, internal
+from local_runner.host.host import Host
+from local_runner.http.event_responses import streamed
 from local_runner.http.openai_events import StreamFormat, sse
 from local_runner.protocol import errors, openai_errors, openai_logprobs, openai_requests
-from scoring.errors import InternalError, MiiAzureError
+from scoring.errors import MiiAzureError
 from scoring.host_api import Event
 
 PREFIX = "/v1/"
@@ -82,6 +83,11 @@ def error_body(error: MiiAzureError) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": error.where or None, "code": error.code}}
 
 
+def failed(error: MiiAzureError) -> bytes:
+    """Event of an error that ends a stream."""
+    return sse(error_body(error))
+
+
 class _Form:
     """Response format of one of the two generating interfaces."""
 
@@ -131,13 +137,10 @@ async def _generate(
     form.head["model"] = openai_requests.answered_as(sent, host.deployment)
     if canonical.get("stream"):
         answer = await _ask(host, headers, canonical)
-        if answer.chunks is None:
-            raise InternalError("The scoring script did not stream.")
         several = canonical["parameters"].get("num_return_sequences") or 1
         begins = [openai_requests.repeated(canonical)] * several
         told = StreamFormat(form.head, form.chat, begins, openai_requests.wants_usage(sent))
-        events = _events(host, answer, told)
-        return StreamingResponse(events, 200, {"Cache-Control": "no-cache"}, "text/event-stream")
+        return streamed(host, answer, partial(_told, form=told), failed, told.begin())
     answers, used = await _score(host, headers, canonical)
     entries = [entry for one in answers for entry in one]
     choices = [
@@ -149,18 +152,6 @@ async def _generate(
     more = form.of_prompt(entries[0]) if form.chat else {}
     used = form.counted(used)
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used), **more})
-
-
-async def _events(host: Host, answer: Answer, form: StreamFormat) -> AsyncIterator[bytes]:
-    try:
-        if begin := form.begin():
-            yield begin
-        async with aclosing(host.events(answer)) as lists:
-            async for events in lists:
-                yield b"".join([_told(event, form) for event in events])
-    except Exception as error:
-        known = error if isinstance(error, MiiAzureError) else internal(error)
-        yield sse(error_body(known))
 
 
 def _told(event: Event, form: StreamFormat) -> bytes:

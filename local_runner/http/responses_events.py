@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from local_runner.protocol import openai_logprobs
+from scoring.errors import MiiAzureError
 from scoring.host_api import Event
 
 Item = dict[str, Any]
@@ -101,10 +102,10 @@ class ResponseEvents:
         """Events of one piece of the answer, or of its end."""
         return b"".join(self._token(event) if "token" in event else self._end(event))
 
-    def failed(self, code: str, message: str) -> bytes:
+    def failed(self, error: MiiAzureError) -> bytes:
         """Event of an error that ends the stream."""
-        error = {"code": code, "message": message}
-        response = {**self._response, "status": "failed", "error": error, "output": self._output}
+        told = {"code": "server_error", "message": f"{error.message} {error.hint}".strip()}
+        response = {**self._response, "status": "failed", "error": told, "output": self._output}
         return self._event("response.failed", response=response)
 
     def _token(self, event: Event) -> Iterator[bytes]:

@@ -6,18 +6,18 @@ is answered so too: a list of its answers, or a stream. Source of the forms: the
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse
 
 from local_runner.bundle.script import Answer
-from local_runner.host.host import Host, internal
+from local_runner.host.host import Host
+from local_runner.http.event_responses import streamed
 from local_runner.http.openai_events import sse
 from local_runner.protocol import errors, tgi_requests
-from scoring.errors import InternalError, InvalidJson, MiiAzureError
+from scoring.errors import InvalidJson, MiiAzureError
 from scoring.host_api import Event, read_json
 
 PREFIX = "/generate"
@@ -114,20 +114,7 @@ async def _whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) 
 
 async def _streamed(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Response:
     answer = await _ask(host, headers, asked)
-    if answer.chunks is None:
-        raise InternalError("The scoring script did not stream.")
-    return StreamingResponse(_events(host, answer), 200, {"Cache-Control": "no-cache"}, "text/event-stream")
-
-
-async def _events(host: Host, answer: Answer) -> AsyncIterator[bytes]:
-    tokens = _Tokens()
-    try:
-        async with aclosing(host.events(answer)) as lists:
-            async for events in lists:
-                if told := b"".join(map(tokens.told, events)):
-                    yield told
-    except Exception as error:
-        yield sse(error_body(error if isinstance(error, MiiAzureError) else internal(error)))
+    return streamed(host, answer, _Tokens().told, lambda error: sse(error_body(error)))
 
 
 class _Tokens:

@@ -75,10 +75,7 @@ def in_words_of(sent: Mapping[str, Any]) -> Iterator[None]:
         with openai_errors.in_words_of(sent, "messages"):
             yield
     except MiiAzureError as error:
-        for theirs, ours in _PLACES.items():
-            if theirs not in sent and (error.where == theirs or error.where.startswith(f"{theirs}.")):
-                error.where = ours + error.where.removeprefix(theirs)
-                break
+        openai_errors.rename_place(error, sent, _PLACES)
         if error.where == "thinking":
             _place_thought(sent, error)
         error.where = _OF_TOOL.sub(lambda found: _SCHEMA if found[1] else "", error.where)

@@ -36,6 +36,14 @@ def in_words_of(sent: Mapping[str, Any], inputs: str) -> Iterator[None]:
         raise
 
 
+def rename_place(error: MiiAzureError, sent: Mapping[str, Any], places: Mapping[str, str]) -> None:
+    """Tell an error's place by a path's own name of it, unless the other name was sent."""
+    for theirs, ours in places.items():
+        if theirs not in sent and (error.where == theirs or error.where.startswith(f"{theirs}.")):
+            error.where = ours + error.where.removeprefix(theirs)
+            break
+
+
 def in_callers_words(text: str) -> str:
     """A sentence whose parameters stand at the top of the body, as callers of /v1 send them."""
     return _NESTED.sub(r"\1", text)

@@ -72,10 +72,7 @@ def in_words_of(sent: Mapping[str, Any]) -> Iterator[None]:
         with openai_errors.in_words_of(sent, "messages"):
             yield
     except MiiAzureError as error:
-        for theirs, ours in _PLACES.items():
-            if theirs not in sent and (error.where == theirs or error.where.startswith(f"{theirs}.")):
-                error.where = ours + error.where.removeprefix(theirs)
-                break
+        openai_errors.rename_place(error, sent, _PLACES)
         error.where = "input" if error.where.startswith("messages") else error.where
         raise
 

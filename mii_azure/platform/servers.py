@@ -46,6 +46,7 @@ HOST_FILES = (
     "http/app.py",
     "http/audio.py",
     "http/bodies.py",
+    "http/event_responses.py",
     "http/messages.py",
     "http/messages_events.py",
     "http/oip_bodies.py",

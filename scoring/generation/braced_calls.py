@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from scoring.errors import InvalidParameter
-from scoring.generation.tagged_calls import TEXT_LIMITS, kinds_of, properties_of, resolved
+from scoring.generation.tagged_calls import TEXT_LIMITS, kinds_of, object_of, properties_of, resolved
 from scoring.schema.tools import Tool
 
 OPENING = "call:"  # before the name
@@ -46,9 +46,7 @@ class BracedCall:
     @property
     def told(self) -> str:
         """The part of the arguments that further characters cannot change."""
-        if not self._pairs:
-            return "{}" if self.ended else ""
-        return "{" + ", ".join(self._pairs) + ("}" if self.ended else "")
+        return object_of(self._pairs, self.ended)
 
     def _name(self) -> None:
         begun = self._read.removeprefix(OPENING)

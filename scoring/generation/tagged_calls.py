@@ -1,7 +1,7 @@
 """Calls of tools whose arguments stand between tags, one after the other, instead of in one JSON object."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,9 +62,7 @@ class TaggedCall:
     @property
     def told(self) -> str:
         """The part of the arguments that further characters cannot change."""
-        if not self._pairs:
-            return "{}" if self.ended else ""
-        return "{" + ", ".join(self._pairs) + ("}" if self.ended else "")
+        return object_of(self._pairs, self.ended)
 
     def _name(self) -> None:
         begun = self._read.removeprefix(self._tags.begin)
@@ -101,6 +99,13 @@ class TaggedCall:
 
     def _go(self, stage: str, read: str = "") -> None:
         self._stage, self._read = stage, read
+
+
+def object_of(pairs: Sequence[str], ended: bool) -> str:
+    """JSON object of these pairs, as far as more of them cannot change it."""
+    if not pairs:
+        return "{}" if ended else ""
+    return "{" + ", ".join(pairs) + ("}" if ended else "")
 
 
 def typed(tools: list[Tool]) -> Typed:

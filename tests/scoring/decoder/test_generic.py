@@ -20,8 +20,9 @@ from scoring.passes.families import GENERIC_DECODE, decoder_tier
 from scoring.passes.static_decode import StaticDecode
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
+from tests.scoring.decoder.as_generate import check_as_generate
 from tests.scoring.decoder.company_of_64 import check_company_of_64
-from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
+from tests.scoring.decoder.test_adapters import plain_logits, prompt
 from tests.scoring.generating import PROMPTS, continuation
 from tests.scoring.generation.test_details import check
 from tests.tiny_causal import tiny_causal
@@ -61,23 +62,7 @@ def test_none_of_the_families_served_has_an_adapter() -> None:
 
 
 def test_tokens_and_logits_are_those_of_generate(model: Any) -> None:
-    """A prompt in pieces past the windows, another that shares its beginning, and a short one, in steps together."""
-    decoder = Decoder(model, slots=4, max_length=128, tier="generic")
-    first = prompt(model, 90)
-    prompts = {2: first, 0: first[:70] + prompt(model, 9, 1), 3: prompt(model, 3)}
-    for slot, ids in prompts.items():
-        held = decoder.open(slot, greedy(model), ids, "salt")
-        assert held == (70 if slot == 0 else 0)
-        pieces = (ids[:40], ids[40:]) if slot == 2 else (ids[held:],)
-        for piece in pieces:
-            logits = decoder.prefill(slot, piece)
-        wanted = plain_logits(model, ids)[-1]
-        assert (logits - wanted).norm() <= TOLERANCE * wanted.norm(), slot
-    slots = list(prompts)
-    produced = [decoder.sample(slots).tokens()] + [decoder.step(slots).tokens() for _ in range(NEW - 1)]
-    assert [list(row) for row in zip(*produced, strict=True)] == [
-        generated(model, ids, NEW) for ids in prompts.values()
-    ]
+    check_as_generate(Decoder(model, slots=4, max_length=128, tier="generic"), model, model, NEW)
 
 
 def test_sixty_four_rows_in_a_small_pool_are_each_as_alone(model: Any, lent: Served) -> None:

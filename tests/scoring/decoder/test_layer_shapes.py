@@ -17,8 +17,9 @@ from scoring.decoder.pool_size import block_bytes
 from scoring.decoder.verify import errors, reference
 from scoring.model.info import facts_of
 from tests.scoring.conftest import Served
+from tests.scoring.decoder.as_generate import check_as_generate
 from tests.scoring.decoder.company_of_64 import check_company_of_64
-from tests.scoring.decoder.test_adapters import TOLERANCE, generated, greedy, plain_logits, prompt
+from tests.scoring.decoder.test_adapters import prompt
 from tests.scoring.decoder.test_paged_cache import check_greedy, steps
 from tests.tiny_causal import tiny_causal
 
@@ -96,25 +97,10 @@ def test_a_layer_that_reads_another_has_its_place() -> None:
 
 
 def test_tokens_and_logits_are_those_of_generate(named: tuple[str, Any]) -> None:
-    """A prompt in pieces past the windows, another that shares its beginning, and a short one, in steps together."""
     _, model = named
     decoder = Decoder(model, slots=4, max_length=128)
     assert decoder.tier == "generic"
-    text = model.get_decoder()
-    first = prompt(text, 90)
-    prompts = {2: first, 0: first[:70] + prompt(text, 9, 1), 3: prompt(text, 3)}
-    for slot, ids in prompts.items():
-        held = decoder.open(slot, greedy(model), ids, "salt")
-        assert held == (70 if slot == 0 else 0)
-        for piece in (ids[:40], ids[40:]) if slot == 2 else (ids[held:],):
-            logits = decoder.prefill(slot, piece)
-        wanted = plain_logits(model, ids)[-1]
-        assert (logits - wanted).norm() <= TOLERANCE * wanted.norm(), slot
-    slots = list(prompts)
-    produced = [decoder.sample(slots).tokens()] + [decoder.step(slots).tokens() for _ in range(NEW - 1)]
-    assert [list(row) for row in zip(*produced, strict=True)] == [
-        generated(model, ids, NEW) for ids in prompts.values()
-    ]
+    check_as_generate(decoder, model, model.get_decoder(), NEW)
 
 
 def test_sixty_four_rows_in_a_small_pool_are_each_as_alone(named: tuple[str, Any], lent: Served) -> None:
