@@ -34,8 +34,9 @@ that serves it, or the reason why plain `generate` does (`python -m tools.decode
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
   in the standard way, with a causal mask or a window, and what its cache keeps: keys and values, and recurrent states.
-  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. Of a model that is
-  cut over several GPUs it serves the slices, step by step without graphs.
+  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster; heads may be up to
+  512 wide, and differ by layer. Of a model that is cut over several GPUs it serves the slices, step by step without
+  graphs.
 - **generate**: no continuous batching, no prefix reuse.
 
 States of convolutions, Mamba and linear attention are kept for each slot, on a CPU. At load, prompts and steps of

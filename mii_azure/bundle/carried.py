@@ -55,6 +55,7 @@ SCORING_FILES = (
     "decoder/generic/torch_backend.py",
     "decoder/graphs.py",
     "decoder/head_norms.py",
+    "decoder/head_shapes.py",
     "decoder/int4.py",
     "decoder/kv_cache.py",
     "decoder/layer_groups.py",
