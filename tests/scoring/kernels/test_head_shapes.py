@@ -25,7 +25,10 @@ from tests.scoring.decoder.gemma4 import SIZES, gemma4
 from tests.scoring.decoder.test_adapters import prompt
 from tests.scoring.kernels.interpreted_backend import interpreted
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning"),
+    pytest.mark.timeout(900),  # the interpreter takes a minute a model
+]
 
 
 @pytest.fixture(params=SIZES)
