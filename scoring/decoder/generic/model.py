@@ -94,6 +94,18 @@ class GenericModel:
             found = self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)
         return found[:, -1]
 
+    @torch.inference_mode()
+    def forward_slots(self, slots: Tensor, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Logits [B, vocabulary] after one more token of each of slots [B] int64, whose states go on.
+
+        On a GPU nothing waits for the host, unless a module of the model does.
+        """
+        assert self.recurrent is not None
+        cache = self.recurrent.cache(slots)
+        logits = self.forward_batch(tokens[:, None], positions[:, None], cache, attend)
+        self.recurrent.keep(slots, cache)
+        return logits
+
     def _forward(self, attend: Attend, **asked: Any) -> Tensor:
         with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):
             logits: Tensor = own_forward(self.module, self.team)(return_dict=True, **asked).logits

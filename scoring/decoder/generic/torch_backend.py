@@ -43,11 +43,8 @@ class GenericTorchBackend:
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         own, tokens = StepAttention(self.model, self.state, slots, longest), self.state.tokens[slots]
-        if (states := self.model.recurrent) is not None:
-            cache = states.cache(slots)
-            logits = self.model.forward_batch(tokens[:, None], own.positions[:, None], cache, own.attend)
-            states.keep(slots, cache)
-            return logits
+        if self.model.recurrent is not None:
+            return self.model.forward_slots(slots, tokens, own.positions, own.attend)
         rows = torch.arange(len(slots), device=slots.device)
         return self.model.forward(tokens, own.positions, rows, own.attend)
 
@@ -57,7 +54,7 @@ class GenericTorchBackend:
             raise ValueError("a prompt comes in one piece: its modules begin their states anew with each")
         split = torch.split(tokens, [count for _, _, count in parts])
         found, left = dict[int, Tensor](), []
-        for alike in _alike(parts):
+        for alike in alike_parts((start, count) for _, start, count in parts):
             own = PromptAttention(self.model, self.state, [parts[number] for number in alike])
             slots = torch.tensor([parts[number][0] for number in alike], device=tokens.device)
             cache = states.cache(slots if parts[alike[0]][1] else None)
@@ -71,12 +68,8 @@ class GenericTorchBackend:
         return torch.stack([found[number] for number in range(len(parts))])
 
 
-def _alike(parts: Sequence[Part]) -> Iterable[list[int]]:
-    """Numbers of parts that one batch computes: equally long ones that begin, or that go on."""
-
-    def kind(number: int) -> tuple[int, bool]:
-        _, start, count = parts[number]
-        return count, start > 0
-
-    for _, alike in groupby(sorted(range(len(parts)), key=kind), kind):
+def alike_parts(parts: Iterable[tuple[int, int]]) -> Iterable[list[int]]:
+    """Numbers of parts (start position, tokens) that one batch computes: equally long ones that begin, or go on."""
+    kinds = [(count, start > 0) for start, count in parts]
+    for _, alike in groupby(sorted(range(len(kinds)), key=kinds.__getitem__), kinds.__getitem__):
         yield list(alike)
