@@ -13,6 +13,8 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 
 Part = tuple[int, int, int]  # slot, start position, number of tokens
+#: Refusal of a further piece of a prompt.
+ONE_PIECE = "a prompt comes in one piece: its modules begin their states anew with each"
 Rows = Callable[[Iterable[tuple[int, int]]], AbstractContextManager[None]]
 
 
@@ -51,7 +53,7 @@ class GenericTorchBackend:
     def _prefill_alike(self, states: SlotStates, parts: Sequence[Part], tokens: Tensor) -> Tensor:
         """Logits of parts, those of one length together, which go on with states or begin; kept once all are done."""
         if any(start for _, start, _ in parts) and not states.pieces:
-            raise ValueError("a prompt comes in one piece: its modules begin their states anew with each")
+            raise ValueError(ONE_PIECE)
         split = torch.split(tokens, [count for _, _, count in parts])
         found, left = dict[int, Tensor](), []
         for alike in alike_parts((start, count) for _, start, count in parts):
