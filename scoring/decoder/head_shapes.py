@@ -38,14 +38,19 @@ class Attends(Protocol):
 
     @property
     def layers(self) -> Sequence[object]: ...
-
-    def heads_of(self, index: int) -> Heads:
-        """Heads of a layer."""
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    def heads_of(self, index: int) -> Heads: ...
 
 
 def shapes_of(model: Attends) -> list[Heads]:
-    """Shapes of heads in a model, each once, in the order of its layers."""
-    return list(dict.fromkeys(model.heads_of(index) for index in range(len(model.layers))))
+    """Shapes of heads in a model, each once, in the order of its layers; of one without attention, that of its sizes."""
+    found = dict.fromkeys(model.heads_of(index) for index in range(len(model.layers)))
+    return list(found) or [Heads(model.heads, model.kv_heads, model.head_dim)]
 
 
 class KeyTile(NamedTuple):

@@ -33,8 +33,8 @@ from scoring.quantization.loading import from_pretrained  # noqa: E402
 from tests.published import publish  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
 from tests.scoring.decoder.test_long_rotary import long_model  # noqa: E402
-from tests.scoring.kernels.interpreted_backend import interpreted  # noqa: E402
 from tests.scoring.kernels.test_sampler import SAMPLINGS, packed  # noqa: E402
+from tests.scoring.kernels.uncaptured import uncaptured  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
@@ -219,7 +219,8 @@ def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The GPU's back end on a CPU: interpreted kernels, graphs that are the launches themselves, memory as it is."""
     if DEVICE == "cuda":
         pytest.skip("tests/scoring/decoder/test_decoder_gpu.py has the real one")
-    return interpreted(cuda_backend.CudaBackend, monkeypatch)
+    monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
+    return uncaptured(monkeypatch, cuda_backend.CudaBackend)
 
 
 def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None:

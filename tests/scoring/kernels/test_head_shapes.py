@@ -15,15 +15,16 @@ if torch.cuda.is_available():
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1, and no GPU", allow_module_level=True)
 
-from scoring.decoder import kv_cache
+from scoring.decoder import cuda_backend, kv_cache
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 from scoring.decoder.head_shapes import Heads, key_tile
+from scoring.decoder.prefill import pieces
 from scoring.kernels import decode_attention
 from tests.scoring.decoder.gemma4 import SIZES, gemma4
 from tests.scoring.decoder.test_adapters import prompt
-from tests.scoring.kernels.interpreted_backend import interpreted
+from tests.scoring.kernels.uncaptured import uncaptured
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning"),
@@ -38,7 +39,8 @@ def both(request: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Decoder, D
     plain = Decoder(model, 3, 128, tokens=4 * 128, drafts=True)
     monkeypatch.setattr(kv_cache, "_overlaid", lambda device, groups: len(set(groups.shapes)) > 1)
     ours = Decoder(model, 3, 128, tokens=4 * 128, drafts=True)
-    ours._cuda = interpreted(GenericCudaBackend, monkeypatch)(ours.model, ours.state, drafts=True)
+    monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
+    ours._cuda = uncaptured(monkeypatch, GenericCudaBackend)(ours.model, ours.state, drafts=True)
     assert ours.state.overlaid and not plain.state.overlaid
     return model, plain, ours
 

@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from scoring.decoder import cuda_backend
-from scoring.decoder.prefill import pieces
 
 
-def interpreted(kind: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a kind of `CudaBackend` as a class for the interpreter; its chunks are of 48 tokens of two parts."""
+def uncaptured(monkeypatch: pytest.MonkeyPatch, kind: Any) -> Any:
+    """Return a back end of this kind that needs no GPU, as long as the test runs."""
     for name in ("zeros", "empty"):
         made = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *shape, made=made, pin_memory=False, **options: made(*shape, **options))
     monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(cuda_backend, "SideUpload", lambda: SimpleNamespace(send=lambda masks, device: masks))
-    monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
 
     class Uncaptured(kind):  # type: ignore[misc]
         def _captured(self, launch: Any) -> Any:
