@@ -105,8 +105,7 @@ class CudaBackend:
 
     def _kind(self, slots: Iterable[int]) -> Graphs:
         """Have the next launches add what adapters of these slots do, if any has one; the graphs of that kind."""
-        adapted = self._adapters is not None and self._adapters.any(slots)
-        return self._of_kind(adapted)
+        return self._of_kind(self._adapters is not None and self._adapters.any(slots))
 
     def _of_kind(self, adapted: bool) -> Graphs:
         for told in self._launches():
@@ -258,15 +257,20 @@ class CudaBackend:
             for far, picked in product((False, True) if reaches else (False,), (True, False)):
                 if graphs.step(fitting, far, picked) is None and (picked or self._team is None):
                     self._capture(fitting, far, picked)
-        for size in reversed(CHUNKS) if sizes is None else ():
-            if size <= self.prefiller.longest and size not in graphs.prompts:
-                self._capture_prompt(size)
-        for held, position in self.prefiller.attending.in_graphs().items() if sizes is None else ():
-            if held not in graphs.spanned:
-                self._capture_spanned(held, position)
+        if sizes is None:
+            self._warm_prompts(graphs)
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
+
+    def _warm_prompts(self, graphs: Graphs) -> None:
+        """Capture chunks of prompts for `warm_up`."""
+        for size in reversed(CHUNKS):
+            if size <= self.prefiller.longest and size not in graphs.prompts:
+                self._capture_prompt(size)
+        for held, position in self.prefiller.attending.in_graphs().items():
+            if held not in graphs.spanned:
+                self._capture_spanned(held, position)
 
     @torch.inference_mode()
     def _warm_sampling(self) -> None:
