@@ -1,6 +1,7 @@
 """Steps whose tokens are picked once the masks of their constrained rows are there: for all of their rows at once."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.graphs import Launches
 from scoring.decoder.pending import Pending
-from scoring.decoder.transfers import PinnedUpload, SideUpload, Wait
+from scoring.decoder.transfers import PinnedUpload, SideUpload, Wait, fill
 
 
 class PutOffTokens:
@@ -105,7 +106,7 @@ class PutOffSampling:
         masked = last.masked(slots)
         if masked != self._told:
             self._told = masked
-            self._sent.send(self._masked[: len(masked)], lambda buffer: _fill(masked, buffer))
+            self._sent.send(self._masked[: len(masked)], partial(fill, masked))
         graph = self._graphs.get(last.rows)
         if graph is None or masks.shape[1] != self._masks.shape[1]:  # a tokenizer may have more tokens than the model
             self._enqueue(last.rows, last.logits, self._beside.send(masks, last.logits.device))
@@ -118,7 +119,3 @@ class PutOffSampling:
 
     def _enqueue(self, rows: int, logits: Tensor, masks: Tensor) -> None:
         self._launcher.sample(rows, logits, advance=True, masks=masks, masked=self._masked)
-
-
-def _fill(numbers: Sequence[int], buffer: Tensor) -> None:
-    buffer.numpy()[: len(numbers)] = numbers

@@ -1,6 +1,6 @@
 """Copies between host and GPU that nobody waits for until their contents are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,16 @@ _ROUND = 8  # copies to the device that may be under way before one has to be wa
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
+
+
+def synchronize(event: Any) -> None:
+    """Wait for an event of this process's own work."""
+    event.synchronize()
+
+
+def fill(numbers: Sequence[Any], buffer: Tensor) -> None:
+    """Write numbers to the first places of a tensor on the host."""
+    buffer.numpy()[: len(numbers)] = numbers
 
 
 class PinnedUpload:
