@@ -48,7 +48,7 @@ class Attends(Protocol):
 
 
 def shapes_of(model: Attends) -> list[Heads]:
-    """Shapes of heads in a model, each once, in the order of its layers; of one without attention, that of its sizes."""
+    """Shapes of heads in a model, each once, in the order of its layers; without attention that of its sizes."""
     found = dict.fromkeys(model.heads_of(index) for index in range(len(model.layers)))
     return list(found) or [Heads(model.heads, model.kv_heads, model.head_dim)]
 
