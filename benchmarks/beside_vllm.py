@@ -9,6 +9,8 @@ from the folder that `--vllm-path` names; `--url` names a server that runs alrea
 """
 
 import json
+import signal
+import sys
 import tempfile
 from argparse import REMAINDER, Namespace
 from collections.abc import Sequence
@@ -103,11 +105,12 @@ def measure(name: str, options: Namespace) -> dict[str, Any]:
         write_bundle(shape, folder, options.instance_type)
         other.wait()  # before ours starts: vLLM sizes its cache by what the GPU has free
         version = other.version()
-        servers = {"ours": Ours(*stack.enter_context(served(folder, []))), f"vLLM {version}": other}
+        told = options.url or f"vLLM {version}"
+        servers = {"ours": Ours(*stack.enter_context(served(folder, []))), told: other}
         check(servers)
         rows = take_turns(servers, options)
     print(table(COLUMNS, [*rows, *beside(rows)]), flush=True)
-    return {"vllm": version, "flags": options.vllm_flags, "rows": rows, "beside": beside(rows)}
+    return {"version": version, "flags": options.vllm_flags, "rows": rows, "beside": beside(rows)}
 
 
 def main() -> None:
@@ -121,6 +124,7 @@ def main() -> None:
     parser.add_argument("--url", help="of a server that runs already and is asked in vLLM's place")
     parser.add_argument("--vllm-flags", nargs=REMAINDER, default=[], help="of `vllm serve`; the last option")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     chosen.out.mkdir(parents=True, exist_ok=True)
     results = {name: measure(name, chosen) for name in chosen.only}
     write("beside_vllm", provenance() | {"load": [SHORTEST, LONGEST, NEW], "models": results}, chosen.out)

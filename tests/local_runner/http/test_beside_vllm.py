@@ -3,10 +3,10 @@
 A small server stands for vLLM, which needs a GPU: it takes `vllm serve`'s arguments and answers the same routes.
 """
 
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -121,7 +121,7 @@ def test_rows_are_medians_of_turns_after_the_first_and_told_beside_each_other(mo
 
     monkeypatch.setattr(beside_vllm, "one", one)
     servers = {"ours": Server("http://a:1"), "vLLM": Server("http://b:1")}
-    rows = beside_vllm.take_turns(servers, SimpleNamespace(rounds=2, clients=[4]))
+    rows = beside_vllm.take_turns(servers, Namespace(rounds=2, clients=[4]))
     assert [(row["server"], row["way"], row["tokens/s"], row["failed"]) for row in rows[:2]] == [
         ("ours", "completions", 300.0, 1),
         ("vLLM", "completions", 100.0, 1),
