@@ -52,6 +52,7 @@ SCORING_FILES = (
     "decoder/generic/probe.py",
     "decoder/generic/proof.py",
     "decoder/generic/recurrent.py",
+    "decoder/generic/recurrent_cuda.py",
     "decoder/generic/torch_backend.py",
     "decoder/graphs.py",
     "decoder/head_norms.py",

@@ -178,6 +178,8 @@ class CachedModel(Protocol):
     @property
     def scratch_width(self) -> int: ...
     @property
+    def slot_bytes(self) -> int: ...
+    @property
     def heads(self) -> int: ...
     @property
     def kv_heads(self) -> int: ...
@@ -269,6 +271,11 @@ class DecoderModel:
         """Numbers that a row of a step keeps beside its hidden states and heads."""
         scores = 4 * max((len(each.up) for each in self.mixtures), default=0)  # of routers, in float32 too
         return sum(self.widths) + self.most_chosen * self.hidden + scores
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot beside keys and values: none."""
+        return 0
 
     def products(self) -> list[Linear]:
         """Products of a step, in order, but for those of experts and their routers."""

@@ -15,7 +15,7 @@ from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
 from scoring.decoder.generic.compiled import compiled_forwards, layers_with
-from scoring.decoder.generic.model import GenericModel
+from scoring.decoder.generic.model import Attend, GenericModel
 from scoring.decoder.graphs import Launches
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.low_rank import SlotAdapters
@@ -177,6 +177,14 @@ def waits_for_the_host(launch: Callable[[], object]) -> str:
 def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked: Tensor) -> Tensor:
     """Enqueue the model's forward over rows of tokens, its attention over the cache; logits of the rows picked."""
     model: Any = own.model
+    with own.adapting(rows):
+        found: Tensor = model.forward(tokens, positions, picked, paged_attention(own, rows))
+    return found
+
+
+def paged_attention(own: Launcher, rows: int) -> Attend:
+    """Attention of a launcher's rows by this package's kernels, which write their keys and values to the cache."""
+    model: Any = own.model
     b = own.buffers
     width, heads = model.head_dim, model.heads + 2 * model.kv_heads
 
@@ -187,6 +195,4 @@ def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked
         own.attention(rows, index, layer)
         return b.attended[:rows]
 
-    with own.adapting(rows):
-        found: Tensor = model.forward(tokens, positions, picked, attend)
-    return found
+    return attend

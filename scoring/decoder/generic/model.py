@@ -59,6 +59,7 @@ class GenericModel:
     cached: str = "past_key_values"  # its forward's name for a cache
     placed: bool = True  # its forward takes positions
     scans: Sequence[nn.Module] = ()  # modules that compute a prompt in chunks
+    scanned: int = 0  # numbers that a token of a prompt takes in them at most, as measured on a GPU
 
     @property
     def kept(self) -> list[Kept]:
@@ -73,7 +74,12 @@ class GenericModel:
         table = self.module.get_input_embeddings().weight
         sizes = [each.shape[-2:] for each in self.module.parameters() if each.ndim > 1 and len(each) != len(table)]
         logits = 0 if self.keeps else 4 * self.vocabulary
-        return int(4 * chosen * max(max(shape) for shape in sizes) + logits)
+        return max(self.scanned, int(4 * chosen * max(max(shape) for shape in sizes) + logits))
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot beside keys and values: its recurrent states."""
+        return 0 if self.recurrent is None else self.recurrent.slot_bytes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
@@ -93,6 +99,18 @@ class GenericModel:
         with in_chunks(self.scans, tokens.shape[1]):
             found = self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)
         return found[:, -1]
+
+    @torch.inference_mode()
+    def forward_slots(self, slots: Tensor, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Logits [B, vocabulary] after one more token of each of slots [B] int64, whose states go on.
+
+        On a GPU nothing waits for the host, unless a module of the model does.
+        """
+        assert self.recurrent is not None
+        cache = self.recurrent.cache(slots)
+        logits = self.forward_batch(tokens[:, None], positions[:, None], cache, attend)
+        self.recurrent.keep(slots, cache)
+        return logits
 
     def _forward(self, attend: Attend, **asked: Any) -> Tensor:
         with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
-from scoring.decoder.generic.proof import Differs, proven
+from scoring.decoder.generic.proof import Differs, proven, scanned_numbers
 from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, scans_of, takes_positions
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
@@ -71,8 +71,6 @@ def probe(
 def _described(model: Any, length: int, team: TensorParallelGroup | None, slots: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
     states = _recurrent_layers(config, team)
-    if states is not None and model.device.type != "cpu":
-        raise Unlike("its layers keep recurrent states, which slots have on CPUs only")
     attending = None if states is None else sum(kind in ("attention", "both") for kind in kinds_of(states))
     _check_config(model, config, attending != 0)
     probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
@@ -110,6 +108,7 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
     if states is not None:
         described.scans = scans_of(model)
         described.recurrent = proven(described, states, slots)
+        described.scanned = scanned_numbers(described, described.recurrent)
     else:
         described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
     return described

@@ -47,7 +47,7 @@ def check_company_of_64(served: Served, model: Any, tier: Tier) -> None:
         scheduler.step()
     whole = [torch.tensor(ids + list(done[number][0])) for number, ids in prompts.items()]
     with torch.inference_mode():  # what pads a row comes behind it, and changes nothing
-        picked = model(pad_sequence(whole, batch_first=True)).logits.argmax(-1)
+        picked = model(pad_sequence(whole, batch_first=True).to(model.device)).logits.argmax(-1)
     for number, ids in prompts.items():
         answer = list(done[number][0])
         found = picked[number, len(ids) - 1 : len(ids) + len(answer) - 1].tolist()

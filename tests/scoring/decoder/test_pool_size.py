@@ -25,6 +25,7 @@ def model(device: str = "cuda", least: int | None = None) -> Any:
         layers=[SimpleNamespace(attention=SimpleNamespace(window=0, cap=0.0, sinks=None))] * 28,
         alibi=None,
         scratch_width=16_384 + 8192,
+        slot_bytes=0,
         heads=24,
         kv_heads=8,
         head_dim=128,
