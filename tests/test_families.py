@@ -126,7 +126,7 @@ def test_an_encoder_decoder(name: str, tmp_path: Path, serving: Serving) -> None
     assert [each[0]["summary_text"] for each in answers] == generated(folder, maker, texts)
 
 
-@pytest.mark.parametrize("name", ["codegen", "mamba", "qwen3_next", "falcon"])
+@pytest.mark.parametrize("name", ["codegen", "mamba", "qwen3_next", "falcon", "bert-generation", "reformer"])
 def test_a_decoder_that_no_slots_serve(name: str, tmp_path: Path, serving: Serving) -> None:
     """Other attention, states beside it or in its place: whole batches, and each text alone."""
     tokenizer = tiny_tokenizers.qwen2(CONTEXT)
@@ -199,6 +199,8 @@ def described(config: dict[str, Any], parameters: int = 10**8) -> Model:
         ("text-generation", "mpt", "MptForCausalLM"),
         ("text-generation", "nemotron_h", "NemotronHForCausalLM"),
         ("text-generation", "llava", "LlavaForConditionalGeneration"),
+        ("conversational", "bert-generation", "BertGenerationDecoder"),
+        ("text-generation", "reformer", "ReformerModelWithLMHead"),
         ("translation", "t5gemma", "T5GemmaForConditionalGeneration"),
         ("translation", "nllb-moe", "NllbMoeForConditionalGeneration"),
         ("summarization", "pegasus_x", "PegasusXForConditionalGeneration"),
@@ -224,6 +226,12 @@ def test_the_table_of_types_is_that_of_the_installed_transformers() -> None:
     "config",
     [
         {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": {}, "vision_config": {}},
+        {
+            "model_type": "blip",
+            "architectures": ["BlipForConditionalGeneration"],
+            "text_config": {},
+            "vision_config": {},
+        },
         {"model_type": "voxtral", "architectures": ["VoxtralForConditionalGeneration"], "audio_config": {}},
         {"model_type": "moonshine", "architectures": ["MoonshineForConditionalGeneration"], "is_encoder_decoder": True},
         {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLModel"], "text_config": {}, "vision_config": {}},
@@ -236,6 +244,13 @@ def test_a_model_without_a_form_for_text_alone_is_offered_nothing(config: dict[s
     for task in ("feature-extraction", "text-generation", "summarization"):
         with pytest.raises(TaskUnsupported, match="works on images or sound"):
             task_check(facts, find_task(task))
+
+
+def test_an_xlm_predicts_the_next_word_or_a_masked_one() -> None:
+    config = AutoConfig.for_model("xlm").to_dict() | {"architectures": ["XLMWithLMHeadModel"]}
+    assert "fill-mask" in supported_tasks(profile(described(config)))
+    causal = supported_tasks(profile(described(config | {"causal": True})))
+    assert "text-generation" in causal and "fill-mask" not in causal
 
 
 def test_facts_that_only_estimates_need_are_estimated_from_the_size() -> None:

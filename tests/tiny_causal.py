@@ -56,6 +56,11 @@ _SIX = {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "sliding_at
 _GEMMA4 = _SIX | {"global_head_dim": 16}
 _PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY}
 
+#: Encoders' types that are decoders if their configurations say so.
+_DECODING = ("bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie", "roberta", "roc_bert")
+_DECODING += ("roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl")
+_DECODES = {"is_decoder": True}
+
 #: Numbers of a tiny vision tower.
 SIGHT: dict[str, Any] = {
     **dict.fromkeys(("hidden_size", "embed_dim", "output_channels"), 16),
@@ -100,7 +105,9 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm2", "lfm2_moe", "lfm3"), _CONV),
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "prophetnet": {"num_hidden_layers": None, "num_encoder_layers": 2, "num_decoder_layers": 2},
-    "reformer": {"is_decoder": True},
+    **dict.fromkeys(_DECODING, _DECODES),
+    "reformer": {"is_decoder": True, "axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_buckets": 4},
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "xlnet": {"max_position_embeddings": None},
     "xlstm": {"v_head_dim": None, "head_dim": None},

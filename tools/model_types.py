@@ -3,6 +3,7 @@
 Planning reads that file, since importing transformers takes seconds.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,21 @@ def current() -> dict[str, Any]:
 
     known = set(configuration_auto.CONFIG_MAPPING_NAMES)
     seq2seq = set(modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    image_text = set(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - seq2seq
+    classes = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    image_text = {name for name, made in classes.items() if _answers_text(made)} - seq2seq
     tables = {"seq2seq": seq2seq, "image_text": image_text, "others": known - seq2seq - image_text}
     decoders = (set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) | image_text) & known - seq2seq
     windows = {name: kinds for name in sorted(decoders) if "S" in (kinds := _windowed(name))}
     return {"about": _ABOUT, **{name: sorted(types) for name, types in tables.items()}, "windows": windows}
+
+
+def _answers_text(made: str | tuple[str, ...]) -> bool:
+    """True if a class of models, of several the first, writes text without being given an image."""
+    import transformers
+
+    generate = getattr(getattr(transformers, made if isinstance(made, str) else made[0]), "generate", None)
+    needed = inspect.signature(generate).parameters.get("pixel_values") if generate else None
+    return generate is not None and (needed is None or needed.default is not inspect.Parameter.empty)
 
 
 def _windowed(name: str) -> str:

@@ -13,6 +13,8 @@ from mii_azure.model import configs
 Options = dict[str, str | bool | int]
 #: Heads over texts, whatever else the model reads.
 _TEXT_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+#: Ends of the names of classes that write one token after another.
+CAUSAL_CLASSES = ("ForCausalLM", "LMHeadModel", "BertGenerationDecoder", "ReformerModelWithLMHead")
 
 
 class TaskFacts(BaseModel):
@@ -90,8 +92,8 @@ def _kind(config: dict[str, Any], name: str, architecture: str) -> str:
     if architecture.endswith("Pipeline"):
         return "diffusion"
     if architecture.endswith(("ForMaskedLM", "WithLMHeadModel")):
-        return "encoder"
-    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "decoder" if config.get("causal") else "encoder"  # XLM has one class for both
+    if architecture.endswith(CAUSAL_CLASSES):
         return "decoder"
     if generates and name in load_data("model_types")["image_text"]:
         return "decoder"

@@ -54,8 +54,8 @@ def reference(model: Any) -> Callable[[], DecoderReference]:
 def probes(config: Any) -> list[list[int]]:
     """Random token ids for a model, the longest first."""
     config, generator = config.get_text_config(decoder=True), torch.Generator().manual_seed(0)
-    vocabulary, bound = config.vocab_size, getattr(config, "max_position_embeddings", None) or _PROBES[0]
-    lengths = [min(length, bound) for length in _PROBES]
+    vocabulary, bound = config.vocab_size, getattr(config, "max_position_embeddings", None) or 0
+    lengths = [min(length, bound) if bound > 0 else length for length in _PROBES]  # XLNet's is -1: none
     return [torch.randint(min(5, vocabulary - 1), vocabulary, (n,), generator=generator).tolist() for n in lengths]
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 #: Tiers of the static decoder: adapters' own model and kernels, or transformers' modules over its cache.
 Tier = Literal["fused", "generic"]
-LONGEST_HEAD = 256  # numbers of a head that a GPU's attention kernels hold
+LONGEST_HEAD = 512  # numbers of a head that a GPU's attention kernels hold
 
 
 class Families(NamedTuple):
@@ -170,6 +170,9 @@ _STATE = "its layers keep a recurrent state in a form of their own"
 _BIAS = "its attention adds biases to the scores"
 _INDEX = "its layers choose keys by an index that they keep beside them"
 _OWN_ATTENTION = "its attention does not go through transformers' attention interface"
+_NO_POSITIONS = "its forward takes no positions"
+_PADDED = "its positions begin after the padding token's"
+_TWICE = "a module attends more than once"
 #: Refused on paper by the generic tier, which takes any other family and decides by the loaded model's attention.
 GENERIC_DECODE = Families(
     (),
@@ -185,10 +188,22 @@ GENERIC_DECODE = Families(
             _INDEX,
         ),
         **dict.fromkeys(
-            ("big_bird", "codegen", "falcon", "gpt_neox_japanese", "megatron-bert", "openai-gpt", "rembert", "xglm",
-             "xlm"),
+            ("big_bird", "codegen", "falcon", "git", "gpt_neox_japanese", "megatron-bert", "openai-gpt", "reformer",
+             "rembert", "xglm", "xlm"),
             _OWN_ATTENTION,
         ),
+        **dict.fromkeys(
+            ("bart", "bigbird_pegasus", "blenderbot", "blenderbot-small", "cpmant", "marian", "mbart", "mpt", "mvp",
+             "pegasus", "plbart", "prophetnet", "roformer", "trocr", "whisper", "xlnet"),
+            _NO_POSITIONS,
+        ),
+        **dict.fromkeys(
+            ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+            _PADDED,
+        ),
+        **dict.fromkeys(("diffllama", "hrm_text"), _TWICE),
+        "doge": "it makes its masks itself",
+        "paligemma": "its attention is in both directions",
     },
 )  # fmt: skip
 #: Families whose slices the static decoder serves, in either tier.

@@ -26,6 +26,7 @@ from tests.scoring.decoder.test_adapters import plain_logits, prompt
 from tests.scoring.generating import PROMPTS, continuation
 from tests.scoring.generation.test_details import check
 from tests.tiny_causal import tiny_causal
+from tools.decoder_tiers import PAGE
 
 #: Of each kind: dense, experts, windows, latent attention, sinks, learned and sinusoidal positions.
 SERVED = (
@@ -61,6 +62,16 @@ def test_none_of_the_families_served_has_an_adapter() -> None:
     assert not set(GENERIC_DECODE.refused) & (set(SERVED) | set(ADAPTED))
 
 
+def test_plans_refuse_the_types_that_were_found_to_be_refused() -> None:
+    """But for one of sound, of which no text is asked, and one whose configuration is GPT-2's."""
+    rows = [line.strip("| ").split(" | ") for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    found = {family: outcome for family, outcome, *_ in rows if outcome in ("fused", "generic", "generate")}
+    assert len(found) > 170
+    wanted = {family: None if outcome == "generate" else outcome for family, outcome in found.items()}
+    del wanted["moss_transcribe_diarize"], wanted["gpt-sw3"]
+    assert {family: decoder_tier(family).tier for family in wanted} == wanted
+
+
 def test_tokens_and_logits_are_those_of_generate(model: Any) -> None:
     check_as_generate(Decoder(model, slots=4, max_length=128, tier="generic"), model, model, NEW)
 
@@ -82,7 +93,7 @@ def test_the_model_answers_and_is_configured_as_before(model: Any) -> None:
 
 @pytest.mark.parametrize("family", REFUSED)
 def test_what_is_not_standard_is_refused_with_the_reason(family: str) -> None:
-    model = tiny_causal(family)
+    model = tiny_causal(family, **({"is_decoder": False} if family == "bert" else {}))
     with pytest.raises(LoadError, match=REFUSED[family]):
         Decoder(model, slots=1, max_length=64, tier="generic")
     with pytest.raises(PassRefused, match=REFUSED[family]):

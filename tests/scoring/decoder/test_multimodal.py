@@ -31,11 +31,11 @@ def test_a_text_is_answered_as_the_whole_model_does(family: str) -> None:
     assert max(errors(decoder, reference(model)()).values()) <= TOLERANCE
 
 
-def test_another_type_around_a_known_family_is_left_to_the_generic_tier() -> None:
-    """PaliGemma's Gemma sees a prompt in both directions."""
+def test_another_type_around_a_known_family_is_not_fused() -> None:
     config = tiny_config("gemma3")
     assert unsupported(config) == ""
     config.model_type = "paligemma"
     assert "not known to pass text to its gemma3_text unchanged" in unsupported(config)
-    assert decoder_tier("paligemma").tier == "generic"
+    assert decoder_tier("paligemma").reason == "paligemma: its attention is in both directions"
+    assert decoder_tier("aya_vision").tier == "generic"
     assert decoder_tier("gemma3").reason == "fused tier, as the gemma3_text in it"
