@@ -8,7 +8,7 @@ from scoring.generation import channels
 from scoring.generation.braced_calls import Braces
 from scoring.generation.call_style import CallStyle
 from scoring.generation.json_calls import JsonStyle
-from scoring.generation.named_calls import Named
+from scoring.generation.named_calls import NamedStyle
 from scoring.generation.pythonic_calls import Pythonic
 from scoring.generation.tagged_calls import GLM, QWEN, Tags
 
@@ -144,11 +144,15 @@ _PLAIN = ToolFormat("json", several=True, separator="SEMICOLON")
 _LLAMA = ToolFormat("llama3", "<|python_tag|>", "", JsonStyle("parameters"), several=True, separator="SEMICOLON")
 _QWEN = ToolFormat("qwen_xml", "<tool_call>", "</tool_call>", QWEN)
 _HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
-_DEEPSEEK_V3 = _block("deepseek_v3", *_DEEPSEEK, Named(f"{_CALL}function{_SEP}", "\n```json\n", f"\n```{_CALL_END}"))
-_KIMI = Named("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", counted=True)
+_DEEPSEEK_V3 = _block(
+    "deepseek_v3", *_DEEPSEEK, NamedStyle(f"{_CALL}function{_SEP}", "\n```json\n", f"\n```{_CALL_END}")
+)
+_KIMI = NamedStyle("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>", counted=True)
 _KIMI_K2 = _block("kimi_k2", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", _KIMI)
-_MISTRAL_IDS = ToolFormat("mistral_args", "[TOOL_CALLS]", "", Named("", "[ARGS]", identified="[CALL_ID]"), alone=True)
-_MISTRAL_ARGS = ToolFormat("mistral_args", "[TOOL_CALLS]", "", Named("", "[ARGS]"), alone=True)
+_MISTRAL_IDS = ToolFormat(
+    "mistral_args", "[TOOL_CALLS]", "", NamedStyle("", "[ARGS]", identified="[CALL_ID]"), alone=True
+)
+_MISTRAL_ARGS = ToolFormat("mistral_args", "[TOOL_CALLS]", "", NamedStyle("", "[ARGS]"), alone=True)
 _PYTHON = ToolFormat("pythonic", style=Pythonic(), listed=True, several=True)
 _GEMMA_3 = ToolFormat("gemma", "<start_function_call>", "<end_function_call>", Braces("<escape>"))
 _LFM2 = _list("lfm2", "<|tool_call_start|>", "<|tool_call_end|>", Pythonic())
@@ -159,7 +163,7 @@ _PHI = (_list("phi4_mini", "<|tool_call|>", "<|/tool_call|>"), _list("phi4_mini"
 _KNOWN: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("｜DSML｜",), _block("deepseek_v32", "<｜DSML｜function_calls>", "</｜DSML｜function_calls>", _DSML)),
     ((_SEP, "```json"), _DEEPSEEK_V3),
-    ((_SEP,), _block("deepseek_v31", *_DEEPSEEK, Named(_CALL, _SEP, _CALL_END))),
+    ((_SEP,), _block("deepseek_v31", *_DEEPSEEK, NamedStyle(_CALL, _SEP, _CALL_END))),
     (("<|tool_calls_section_begin|>",), _KIMI_K2),
     (("tool_declare<|im_middle|>",), _KIMI_K2),
     (("<minimax:tool_call>",), _block("minimax_m2", "<minimax:tool_call>", "</minimax:tool_call>", _MINIMAX)),
@@ -180,7 +184,7 @@ _KNOWN: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
         ("<function_calls>",),
         ToolFormat("olmo3", "<function_calls>", "</function_calls>", Pythonic(False), several=True, separator="LINE"),
     ),
-    (("<|tools_prefix|>",), _list("apertus", "<|tools_prefix|>", "<|tools_suffix|>", Named('{"', '": ', "}"))),
+    (("<|tools_prefix|>",), _list("apertus", "<|tools_prefix|>", "<|tools_suffix|>", NamedStyle('{"', '": ', "}"))),
     (("<|/tool_call|>",), _PHI[0]),
     (("<|tool_call|>",), _GRANITE),
     (("functools[",), _PHI[1]),

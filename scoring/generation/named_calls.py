@@ -15,7 +15,7 @@ _MOST_HEAD = 128  # characters of a name with an id, beside the marks
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedStyle:
     """Marks of a style: before the name, between name and arguments, and behind those."""
 
     begin: str
@@ -71,7 +71,7 @@ class Named:
 class NamedCall:
     """One call while it comes: its name, and its arguments as they are written."""
 
-    def __init__(self, style: Named) -> None:
+    def __init__(self, style: NamedStyle) -> None:
         self.name = self.id = self.raw = ""
         self.ended = False
         self.wrong = False  # no call after all
