@@ -55,15 +55,15 @@ def texts(count: int, seed: int) -> list[str]:
     return [" ".join(words.choices(_WORDS, k=lengths.randint(_SHORTEST, _LONGEST))) for _ in range(count)]
 
 
-def load(port: int, clients: int, way: str, seed: int) -> float:
+def load(port: int, clients: int, way: str, seed: int, new: int = NEW) -> float:
     """Tokens a second of so many clients at once, in a process of their own."""
-    found = asked(port, clients, way, seed)
-    return clients * NEW / float(found["ended"] - found["began"])
+    found = asked(port, clients, way, seed, new=new)
+    return clients * new / float(found["ended"] - found["began"])
 
 
-def asked(port: int, clients: int, way: str, seed: int, apart: float = 0.0) -> dict[str, Any]:
+def asked(port: int, clients: int, way: str, seed: int, apart: float = 0.0, new: int = NEW) -> dict[str, Any]:
     """Times of so many clients, at once or seconds apart, in a process of their own."""
-    told = {"port": port, "way": way, "texts": texts(clients, seed), "new": NEW, "apart": apart}
+    told = {"port": port, "way": way, "texts": texts(clients, seed), "new": new, "apart": apart}
     command = [sys.executable, "-m", "benchmarks.http_clients"]
     done = subprocess.run(command, input=json.dumps(told) + "\ngo\n", capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

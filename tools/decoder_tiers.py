@@ -35,15 +35,17 @@ that serves it, or the reason why plain `generate` does (`python -m tools.decode
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
   in the standard way, with a causal mask or a window, and what its cache keeps: keys and values, and recurrent states.
-  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. Of a model that is
-  cut over several GPUs it serves the slices, step by step without graphs.
+  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster; heads may be up to
+  512 wide, and differ by layer. Of a model that is cut over several GPUs it serves the slices, step by step without
+  graphs.
 - **generate**: no continuous batching, no prefix reuse.
 
-States of convolutions, Mamba and linear attention are kept for each slot, on a CPU. At load, prompts and steps of
-several slots are compared with plain transformers' own, token by token. Such models do without what a state of a whole
-sequence does not allow: no prefix is reused, nothing is drafted, and a preempted sequence is computed from its
-beginning. Prompts come in pieces, except where it says "in one piece": those modules begin anew with each, so that a
-long prompt is one step, for which the streams beside it wait. On a GPU plain `generate` serves them.
+States of convolutions, Mamba and linear attention are kept for each slot. At load, prompts and steps of several slots
+are compared with plain transformers' own, token by token. Such models do without what a state of a whole sequence does
+not allow: no prefix is reused, nothing is drafted, and a preempted sequence is computed from its beginning. Prompts
+come in pieces, except where it says "in one piece": those modules begin anew with each, so that a long prompt is one
+step, for which the streams beside it wait. On a GPU a graph of a step reads and writes its rows' states, over layers as
+they are; prompts are launched, in batches of those of one length. They are not cut over several GPUs.
 
 Prefill and cached steps of three sequences were compared with plain transformers; a relative error above {bound:g} is
 "differs". A type that no tiny model could be made of, or whose plain forward fails on one, is "not tried": its own

@@ -15,6 +15,7 @@ from local_runner.host.host import Host, internal
 from local_runner.http import (
     adapter_calls,
     audio,
+    hub,
     messages,
     messages_events,
     oip_bodies,
@@ -60,8 +61,9 @@ def _add_scoring(app: FastAPI, host: Host) -> None:
     # Azure's scoring route is / if the container also serves other paths: a POST there is scored.
     @app.post("/", include_in_schema=False)
     async def root(request: Request) -> Response:
-        raw = _text(audio.as_json(host, await read_body(request, host.max_body)))
-        return await tgi.answer_to_client(host, request.headers, raw) or await scored(raw, request)
+        sent = _text(audio.as_json(host, await read_body(request, host.max_body)))
+        raw = hub.canonical(host, request.headers, sent)
+        return await hub.answer_to_client(host, request.headers, raw) or await scored(raw, request)
 
     @app.post("/score", summary="Score one request")
     async def score(request: Request) -> Response:

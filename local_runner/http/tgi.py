@@ -1,11 +1,9 @@
 """text-generation-inference's HTTP interface, over the same scoring script as every other protocol.
 
-/generate and /generate_stream answer in its form. A request to / by one of its clients, which send everything there,
-is answered so too: a list of its answers, or a stream. Source of the forms: the types of huggingface_hub.
+/generate and /generate_stream answer in its form. Source of the forms: the types of huggingface_hub.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +15,10 @@ from local_runner.host.host import Host
 from local_runner.http.event_responses import streamed
 from local_runner.http.openai_events import sse
 from local_runner.protocol import errors, tgi_requests
-from scoring.errors import InvalidJson, MiiAzureError
-from scoring.host_api import Event, read_json
+from scoring.errors import MiiAzureError
+from scoring.host_api import Event
 
 PREFIX = "/generate"
-#: Clients that send to / what /generate takes, by how they name themselves.
-_CLIENTS = re.compile(r"\bhf_hub/|^@huggingface/inference\b|^text-generation\b")
-_ZERO_SHOT = "zero-shot-classification"
 _TYPES = {429: "overloaded", 500: "generation", 504: "incomplete_generation"}
 _NO_TOKEN = {"id": 0, "text": "", "logprob": 0.0, "special": True}  # of an answer that a stop text ended at once
 
@@ -34,13 +29,13 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     @app.post("/generate", summary="Continue a text, in text-generation-inference's form")
     async def generate(request: Request) -> Response:
         asked = tgi_requests.canonical(await body(request), host.deployment, stream=False, full=False)
-        [answer] = await _whole(host, request.headers, asked)
+        [answer] = await whole(host, request.headers, asked)
         return JSONResponse(answer)
 
     @app.post("/generate_stream", summary="Continue a text as a stream, in text-generation-inference's form")
     async def generate_stream(request: Request) -> Response:
         asked = tgi_requests.canonical(await body(request), host.deployment, stream=True, full=False)
-        return await _streamed(host, request.headers, asked)
+        return await as_stream(host, request.headers, asked)
 
     @app.get("/info", summary="The model and its limits, in text-generation-inference's form")
     async def info() -> dict[str, Any]:
@@ -63,35 +58,6 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
         return Response()
 
 
-async def answer_to_client(host: Host, headers: Mapping[str, str], raw: str) -> Response | None:
-    """Answer to a body sent to / by a client of this interface; None if it is to be scored as any other."""
-    if not _CLIENTS.search(headers.get("user-agent", "")):
-        return None
-    if host.deployment.task == _ZERO_SHOT:
-        return await _labels(host, headers, raw)
-    if host.deployment.task != tgi_requests.TASK:
-        return None
-    try:
-        sent = read_json(raw)
-    except InvalidJson:
-        return None
-    if not isinstance(sent, dict) or not isinstance(sent.get("inputs"), str):
-        return None
-    stream = sent.get("stream") is True
-    asked = tgi_requests.canonical(sent, host.deployment, stream, full=True)
-    return await _streamed(host, headers, asked) if stream else JSONResponse(await _whole(host, headers, asked))
-
-
-async def _labels(host: Host, headers: Mapping[str, str], raw: str) -> Response:
-    """Labels as the Hub's inference API lists them, which is not as the pipeline does."""
-    answer = await host.score(raw, headers)
-    told = json.loads(answer.body)
-    if answer.status >= 400 or not isinstance(told, dict) or not {"labels", "scores"} <= told.keys():
-        return Response(answer.body, answer.status, answer.headers)
-    pairs = zip(told["labels"], told["scores"], strict=True)
-    return JSONResponse([{"label": label, "score": score} for label, score in pairs])
-
-
 def error_body(error: MiiAzureError) -> dict[str, Any]:
     """Error in this interface's shape; the fields of ours stand beside its sentence."""
     told = error.to_dict()["error"]
@@ -107,12 +73,12 @@ async def _ask(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) ->
     return answer
 
 
-async def _whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> list[dict[str, Any]]:
+async def whole(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> list[dict[str, Any]]:
     answers: list[dict[str, Any]] = json.loads((await _ask(host, headers, asked)).body)["answer"]
     return answers
 
 
-async def _streamed(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Response:
+async def as_stream(host: Host, headers: Mapping[str, str], asked: dict[str, Any]) -> Response:
     answer = await _ask(host, headers, asked)
     return streamed(host, answer, _Tokens().told, lambda error: sse(error_body(error)))
 

@@ -16,7 +16,7 @@ from mii_azure.spec import CACHED_TASKS
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.layer_groups import STEP_TOKENS, Kept, LayerGroups, group_layers
 from scoring.limits.memory_shares import DRAFT_CACHE_TOKENS, LEAST_CACHE_TOKENS
-from scoring.passes.families import LONGEST_HEAD, RECURRENT, SLICED_DECODERS, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, SLICED_DECODERS, decoder_tier
 
 
 class Memory(BaseModel):
@@ -79,7 +79,7 @@ def is_paged(work: Work, sku: Sku, gpus: int) -> bool:
     served = decoder_tier(family).tier is not None and (gpus == 1 or family in SLICED_DECODERS)
     served = served and work.profile.widest_head <= LONGEST_HEAD
     able = sku.gpu is not None and sku.gpu.compute_capability >= limits.BF16_COMPUTE_CAPABILITY
-    return able and work.demand.paged and work.task in CACHED_TASKS and served and family not in RECURRENT
+    return able and work.demand.paged and work.task in CACHED_TASKS and served
 
 
 def most_rows(work: Work, sku: Sku, paged: bool) -> int:
@@ -115,7 +115,8 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
     """
     groups = layer_groups(work, work.context)
     numbers = _kept_numbers(work.profile)
-    each = max(1.0, budgeted(0, groups.room * BLOCK).kv_cache / (BLOCK * numbers))  # bytes of a token
+    held = budgeted(0, groups.room * BLOCK).kv_cache - state_bytes(work, sku, rows)
+    each = max(1.0, held / (BLOCK * numbers))  # bytes of a token
     least = _least_pool(work.least_context, groups)
     for spare in (1.0,) if work.demand.share else (limits.HEADROOM["cuda"], headroom):
         tokens = limits.MAX_BATCH_TOKENS["cuda"]
@@ -124,6 +125,8 @@ def paged_room(work: Work, sku: Sku, rows: int, budgeted: Budget, headroom: floa
                 break
             tokens //= 2
         pool = int(_left(memory, spare) / each)
+        if not work.profile.kv_bytes_per_token:  # its sequences take no more, however long they are
+            pool = min(pool, _in_grains(rows * work.context))
         if pool >= least:
             break
     pool = max(pool - pool % limits.CACHE_GRAIN, least)  # too much for the memory where nothing fits
@@ -201,11 +204,27 @@ def budget(work: Work, sku: Sku, dtype: str, rows: int, gpus: int, held: float, 
         + draft_bytes(work, dtype),
         # Fewer heads are repeated.
         kv_cache=kv_bytes_per_token(work, dtype) * kept // min(gpus, profile.kv_heads or 1)
-        + profile.state_bytes * rows,
+        + state_bytes(work, sku, rows),
         activations=_activations(work, tokens, rows, item, device_of(sku)),
         context=limits.CUDA_CONTEXT_BYTES if sku.gpu else limits.PROCESS_BYTES,
         available=_available(sku, work.demand.share),
     )
+
+
+def state_bytes(work: Work, sku: Sku, rows: int) -> int:
+    """Bytes of the recurrent states of so many sequences; on a GPU twice, since a step computes on copies of them."""
+    return work.profile.state_bytes * rows * (2 if sku.gpu else 1)
+
+
+def rows_with_states(work: Work, sku: Sku, most: int, budgeted: Callable[[int], Memory]) -> int:
+    """Sequences at once whose recurrent states take half of what weights leave at most, unless a number is asked for.
+
+    `budgeted` is the memory of so many sequences, without a token of any.
+    """
+    if work.demand.concurrency or not work.profile.state_bytes:
+        return most
+    memory = budgeted(0)
+    return max(1, min(most, (memory.available - memory.needed) // 2 // state_bytes(work, sku, 1)))
 
 
 def kv_bytes_per_token(work: Work, dtype: str) -> int:

@@ -18,6 +18,7 @@ from mii_azure.planning.budget import (
     is_paged,
     most_rows,
     paged_room,
+    rows_with_states,
 )
 from mii_azure.platform import limits
 from mii_azure.platform.limits import GB
@@ -82,6 +83,8 @@ def fit(work: Work, sku: Sku, wanted: str = "auto", gpus: int = 1, headroom: flo
     dtype, reason = choose_dtype(work, sku, wanted)
     paged = held == 1.0 and is_paged(work, sku, gpus)
     rows = most_rows(work, sku, paged)
+    if paged:
+        rows = rows_with_states(work, sku, rows, lambda rows: budget(work, sku, dtype, rows, gpus, held, 0, 0))
     budgeted = partial(budget, work, sku, dtype, rows, gpus, held)
     room, memory = (paged_room if paged else batched_room)(work, sku, rows, budgeted, headroom)
     problem = ""

@@ -24,6 +24,10 @@ def gpu_backend(
     model: DecoderModel | GenericModel, state: KVCache, drafts: bool, fixed: bool, adapters: SlotAdapters
 ) -> Any:
     """Return the back end of a GPU; its graphs are captured on use or by `warm_up`."""
+    if isinstance(model, GenericModel) and model.recurrent is not None:
+        from scoring.decoder.generic.recurrent_cuda import RecurrentCudaBackend
+
+        return RecurrentCudaBackend(model, state, adapters=adapters)
     if isinstance(model, GenericModel):
         from scoring.decoder.generic.cuda_backend import GenericCudaBackend
 

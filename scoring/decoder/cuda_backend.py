@@ -24,7 +24,7 @@ from scoring.decoder.prefill import Part, Prefiller, admit, extend, pieces, reco
 from scoring.decoder.prompt_attention import IN_GRAPHS
 from scoring.decoder.prompt_cost import Piece, PromptCost, fitted
 from scoring.decoder.put_off import PutOffSampling
-from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait
+from scoring.decoder.transfers import PendingTokens, PinnedUpload, SideUpload, Wait, fill, synchronize
 
 _ENTRIES = 1024  # blocks that are entered in the tables at once
 _TIMED, _FAR = 1024, 16_384  # tokens of the chunks that are timed, and the position of the second
@@ -49,7 +49,7 @@ class CudaBackend:
         self.drafter = self._drafter(model, state, pdl and capable) if drafts else None
         self.sizes = batch_sizes(state.slots)
         self._team = model.team
-        self._wait: Wait = _synchronize if model.team is None else model.team.wait
+        self._wait: Wait = synchronize if model.team is None else model.team.wait
         self._scratch = state.slots
         self.graphs = self._plain = Graphs()  # of the kind of the last launch
         self._adapted = Graphs()  # of launches of which some rows have adapters
@@ -105,8 +105,7 @@ class CudaBackend:
 
     def _kind(self, slots: Iterable[int]) -> Graphs:
         """Have the next launches add what adapters of these slots do, if any has one; the graphs of that kind."""
-        adapted = self._adapters is not None and self._adapters.any(slots)
-        return self._of_kind(adapted)
+        return self._of_kind(self._adapters is not None and self._adapters.any(slots))
 
     def _of_kind(self, adapted: bool) -> Graphs:
         for told in self._launches():
@@ -174,18 +173,18 @@ class CudaBackend:
         for first in range(0, len(self._grown), _ENTRIES):
             some = self._grown[first : first + _ENTRIES]
             target = self._entries[: len(some)]
-            self._sent["table"].send(target, partial(_fill, some))
+            self._sent["table"].send(target, partial(fill, some))
             extend(self.prefiller.state, target)
         self._grown = []
         if self._adapters is not None and self._adapters.changed:
             table = self._adapters.of((slot, 1) for slot in range(self._scratch + 1))
-            self._sent["adapters"].send(self.prefiller.state.adapter, partial(_fill, table))
+            self._sent["adapters"].send(self.prefiller.state.adapter, partial(fill, table))
             self._adapters.changed = False
         if not self._opened:
             return
         records = list(self._opened.values())
         target = self._records[: len(records)]
-        self._sent["records"].send(target, partial(_fill, records))
+        self._sent["records"].send(target, partial(fill, records))
         admit(self.prefiller.model, self.prefiller.state, target, len(records))
         self._opened = {}
 
@@ -225,7 +224,7 @@ class CudaBackend:
         self.put_off.newest = False
         if slots != self._open:
             self._open = list(slots)
-            self._sent["slots"].send(self._sampled[: len(slots)], partial(_fill, self._open))
+            self._sent["slots"].send(self._sampled[: len(slots)], partial(fill, self._open))
         if masks is not None:
             masks = self._beside.send(masks, logits.device)
         self.launcher.sample(len(slots), logits.contiguous(), advance=False, masks=masks, slots=self._sampled)
@@ -258,15 +257,20 @@ class CudaBackend:
             for far, picked in product((False, True) if reaches else (False,), (True, False)):
                 if graphs.step(fitting, far, picked) is None and (picked or self._team is None):
                     self._capture(fitting, far, picked)
-        for size in reversed(CHUNKS) if sizes is None else ():
-            if size <= self.prefiller.longest and size not in graphs.prompts:
-                self._capture_prompt(size)
-        for held, position in self.prefiller.attending.in_graphs().items() if sizes is None else ():
-            if held not in graphs.spanned:
-                self._capture_spanned(held, position)
+        if sizes is None:
+            self._warm_prompts(graphs)
         for size in SIZES if sizes is None and self.drafter is not None else ():
             if size not in graphs.drafts:
                 self._capture_drafts(size)
+
+    def _warm_prompts(self, graphs: Graphs) -> None:
+        """Capture chunks of prompts for `warm_up`."""
+        for size in reversed(CHUNKS):
+            if size <= self.prefiller.longest and size not in graphs.prompts:
+                self._capture_prompt(size)
+        for held, position in self.prefiller.attending.in_graphs().items():
+            if held not in graphs.spanned:
+                self._capture_spanned(held, position)
 
     @torch.inference_mode()
     def _warm_sampling(self) -> None:
@@ -275,12 +279,15 @@ class CudaBackend:
         masks = torch.full((1, words), -1, dtype=torch.int32, device=told.model.device)
         self._place([self._scratch])
         self._open = [self._scratch]
-        self._sent["slots"].send(self._sampled[:1], partial(_fill, self._open))
+        self._sent["slots"].send(self._sampled[:1], partial(fill, self._open))
         for logits in (told.buffers.logits, told.buffers.narrow):
             told.sample(1, logits, advance=True, masks=masks)
             for asked in (masks, None):
                 told.sample(1, logits, advance=False, masks=asked, slots=self._sampled)
         self._settle_ranks()
+        for size in sorted(self.graphs.near, reverse=True) if self._team is None else ():
+            self._place([self._scratch] * size)
+            self.put_off.capture(size, self._captured)
 
     def plan(self) -> None:
         """Prepare libraries' state of each thread: called on the thread that will run this."""
@@ -328,12 +335,12 @@ class CudaBackend:
         if slots == self._placed[: len(slots)]:
             return
 
-        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(_fill, slots))
+        self._sent["slots"].send(self.launcher.buffers.slots[: len(slots)], partial(fill, slots))
         self._placed = slots + self._placed[len(slots) :]
 
     def _tell(self, parts: Sequence[Part], spans: Sequence[Sequence[Span]] = ()) -> None:
-        fill = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, spans=spans)
-        self._sent["numbers"].send(self.prefiller.numbers, fill)
+        laid = partial(self.prefiller.layout.fill, parts=parts, scratch=self._scratch, spans=spans)
+        self._sent["numbers"].send(self.prefiller.numbers, laid)
 
     def _capture_prompt(self, size: int) -> Launches:
         self._tell([])
@@ -386,11 +393,3 @@ class CudaBackend:
             enqueued = torch.cuda.Event()  # type: ignore[no-untyped-call,unused-ignore]
             enqueued.record()
             self._team.wait(enqueued, _COMPILING_S)
-
-
-def _fill(numbers: Sequence[Any], buffer: Tensor) -> None:
-    buffer.numpy()[: len(numbers)] = numbers
-
-
-def _synchronize(event: Any) -> None:
-    event.synchronize()

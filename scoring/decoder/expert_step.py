@@ -18,13 +18,13 @@ from scoring.kernels import decode_experts
 #: Tiles of grouped products, gated and down, by the most rows of an expert, on average, that they are for.
 TILES = {
     8: (ProductTile(16, 32, 128, 4, 4), ProductTile(16, 64, 128, 4, 4)),
-    16: (ProductTile(32, 32, 128, 4, 4), ProductTile(32, 64, 128, 4, 4)),
-    64: (ProductTile(64, 64, 64, 4, 4), ProductTile(64, 128, 64, 4, 4)),
-    1 << 30: (ProductTile(128, 64, 64, 8, 4), ProductTile(128, 128, 64, 8, 4)),
+    16: (ProductTile(32, 64, 64, 4, 5), ProductTile(32, 128, 64, 4, 5)),
+    32: (ProductTile(64, 64, 64, 4, 4), ProductTile(64, 128, 64, 4, 4)),
+    1 << 30: (ProductTile(128, 128, 64, 8, 3), ProductTile(128, 256, 64, 8, 3)),
 }
 _LEAST_ROWS = 16  # of those tiles
 _COUNTED = 1024  # choices that are grouped at a time
-_WEIGHTS = 8192  # that a program of four warps of the down product reads at once
+_WEIGHTS = 4096  # that a program of four warps of the down product reads at once
 _COMBINED = 1024  # outputs of a row that a program adds up
 
 
@@ -174,9 +174,12 @@ def tiles_of(choices: int, experts: int, rows: int) -> int:
 
 
 def _down_tile(mlp: Mixture) -> GemvTile:
-    """Tile of the down product of single rows, which reads the weights of all chosen experts side by side."""
+    """Tile of the down product of single rows, which reads the weights of all chosen experts side by side.
+
+    Wider ones, and twice the weights, were slower on an H200 for the shapes of Qwen3-30B-A3B, Mixtral and gpt-oss-20b.
+    """
     sets, inputs = int(triton.next_power_of_2(mlp.chosen)), mlp.inner
-    widths = (2048, 1024, 512, 256)
+    widths = (512, 256)
     wide = next((each for each in widths if -inputs % each <= inputs // 8), widths[-1])
     wide = min(wide, max(16, _WEIGHTS // sets))
     return GemvTile(max(1, _WEIGHTS // (sets * wide)), wide, 4)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.lora.bank import GroupedLowRank
@@ -178,6 +179,8 @@ class CachedModel(Protocol):
     @property
     def scratch_width(self) -> int: ...
     @property
+    def slot_bytes(self) -> int: ...
+    @property
     def heads(self) -> int: ...
     @property
     def kv_heads(self) -> int: ...
@@ -197,6 +200,7 @@ class CachedModel(Protocol):
     def device(self) -> torch.device: ...
     @property
     def kept(self) -> list[Kept]: ...
+    def heads_of(self, index: int) -> Heads: ...
 
 
 @dataclass
@@ -230,6 +234,10 @@ class DecoderModel:
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
         return [Kept(layer.attention.window, self.kv_heads, self.head_dim) for layer in self.layers]
+
+    def heads_of(self, index: int) -> Heads:
+        """Heads of a layer: alike in all."""
+        return Heads(self.heads, self.kv_heads, self.head_dim)
 
     @property
     def hidden(self) -> int:
@@ -269,6 +277,11 @@ class DecoderModel:
         """Numbers that a row of a step keeps beside its hidden states and heads."""
         scores = 4 * max((len(each.up) for each in self.mixtures), default=0)  # of routers, in float32 too
         return sum(self.widths) + self.most_chosen * self.hidden + scores
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot beside keys and values: none."""
+        return 0
 
     def products(self) -> list[Linear]:
         """Products of a step, in order, but for those of experts and their routers."""

@@ -48,8 +48,12 @@ def block_bytes(model: CachedModel, groups: LayerGroups, item: int = 0) -> int:
 
 
 def scratch_bytes(model: CachedModel, slots: int, length: int) -> int:
-    """Upper bound of the memory that steps of `slots` slots and chunks of prompts take beside the cache."""
+    """Upper bound of the memory that steps of `slots` slots and chunks of prompts take beside the cache.
+
+    A step computes on copies of its rows' recurrent states.
+    """
     size = model.dtype.itemsize
     rows = slots + SIZES[-1]  # those of steps with drafts are beside the others
     logits = rows * model.vocabulary * (9 + 2 * size) + PARTS * model.vocabulary * size
-    return logits + (longest_chunk(model) + rows) * row_bytes(model) + span_bytes(model, length)
+    rows_bytes = (longest_chunk(model) + rows) * row_bytes(model)
+    return logits + rows_bytes + span_bytes(model, length) + slots * model.slot_bytes

@@ -1,6 +1,6 @@
 """Copies between host and GPU that nobody waits for until their contents are needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,16 @@ _ROUND = 8  # copies to the device that may be under way before one has to be wa
 
 #: Waits for a CUDA event.
 Wait = Callable[[Any], None]
+
+
+def synchronize(event: Any) -> None:
+    """Wait for an event of this process's own work."""
+    event.synchronize()
+
+
+def fill(numbers: Sequence[Any], buffer: Tensor) -> None:
+    """Write numbers to the first places of a tensor on the host."""
+    buffer.numpy()[: len(numbers)] = numbers
 
 
 class PinnedUpload:
@@ -47,6 +57,12 @@ class SideUpload:
         current.wait_stream(self._stream)
         copied.record_stream(current)
         return copied
+
+    def write(self, source: Tensor, target: Tensor) -> None:
+        """Copy a page-locked tensor to the first rows of one whose last readers were waited for."""
+        with torch.cuda.stream(self._stream):
+            target[: source.shape[0]].copy_(source, non_blocking=True)
+        torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class PendingTokens:

@@ -62,7 +62,7 @@ class Drafting:
             return self._by_model(self._model, going, under_way, int(spare))
         for running in going:
             _follow(running)
-        if not under_way.read and not any(self._promises(running) for running in going):
+        if not under_way.there and not any(self._promises(running) for running in going):
             return {}
         if (newest := under_way.newest(going)) is None:
             return {}

@@ -73,6 +73,7 @@ class UnderWay:
 
     def __init__(self) -> None:
         self.pending: list[Enqueued] = []
+        self.read: list[Enqueued] = []  # but not appended yet
         self._held: list[Enqueued] = []
 
     def due(self) -> list[Enqueued]:
@@ -84,11 +85,11 @@ class UnderWay:
         return due
 
     def holds(self, running: RunningSequence) -> bool:
-        """Return True if a token of a row waits longer."""
-        return any(running in each.batch for each in self._held)
+        """Return True if a token of a row waits longer than for the next step."""
+        return any(running in each.batch for each in (*self._held, *self.read))
 
     @property
-    def read(self) -> bool:
+    def there(self) -> bool:
         """True if all tokens are there, so that nobody waits for them."""
         return all(each.read for each in self.pending)
 

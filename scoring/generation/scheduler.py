@@ -15,7 +15,8 @@ its prompt and its tokens when there is room again; random numbers depend only o
 the same.
 
 On a GPU a step is enqueued before the previous one's tokens are read: the GPU never waits for the host, and a row that
-turns out to have ended costs one wasted step of its slot. Only a step with drafts needs the tokens before it.
+turns out to have ended costs one wasted step of its slot, or two beside rows whose tokens masks bind. Only a step with
+drafts needs the tokens before it.
 """
 
 import logging
@@ -146,21 +147,34 @@ class Scheduler:
 
     def step(self) -> None:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
+        put_off = self._late and any(running.open for running in self._decoding)
+        self._append_read(put_off)
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
+        self._append_read(False)
         due = self._under_way.due()
         for each in due:  # a mask needs the token before, while the GPU computes the logits for it
             self._tried(each, each.advance)
         enqueued += self._pick_open()
-        read, self._under_way.pending = (due, enqueued) if self._late else (enqueued, [])
+        self._under_way.read, self._under_way.pending = (due, enqueued) if self._late else (enqueued, [])
+        self._append_read(put_off)
+        self._sweep()
+
+    def _append_read(self, put_off: bool) -> None:
+        """Append tokens that were read, unless that is put off until the GPU has its next step.
+
+        It is where masks have to be there before a step ends, since they take most of the time that the host has.
+        """
+        if put_off:
+            return
+        read, self._under_way.read = self._under_way.read, []
         for each in read:
             self._tried(each, each.append)
-        self._sweep()
 
     def _decode(self) -> list[Enqueued]:
         for each in self._under_way.pending:
             self._tried(each, each.settle)
-        going = [each for each in self._decoding if each.enqueued < each.most and not each.failure]
+        going = [each for each in self._decoding if each.enqueued < each.most and not each.over]
         going.sort(key=lambda running: running.slot)
         drafts = self._drafting.drafts(going, self._under_way, self._room.spares(len(going)))
         step = partial(self._speculate, drafts) if drafts else self._step

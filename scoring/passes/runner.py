@@ -69,7 +69,9 @@ def choose(
     known = [each.name for each in passes]
     for name in (*settings.on, *settings.off):
         if name not in known:
-            raise LoadError(f"There is no pass {name!r} for this model.", f"Passes: {', '.join(known)}.")
+            raise LoadError(
+                f"There is no pass {name!r} for this model.", f"Passes: {', '.join(known) or 'none'}. Leave it out."
+            )
     chosen = [(each, _decide(each, facts, hardware, settings)) for each in passes]
     for each, decision in list(chosen):
         # Forcing the weaker of two passes over the same layers rules out the other.

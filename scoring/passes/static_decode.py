@@ -14,7 +14,7 @@ from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, WEIGHTS_AND_SLOTS
 from scoring.model.loaded import Runtime
 from scoring.passes.base import FP8_CAPABILITY, Applicability, Applied, Facts, Hardware, Pass, PassRefused
 from scoring.passes.draft_loading import cost_of, draft_decoder
-from scoring.passes.families import LONGEST_HEAD, RECURRENT, Tier, decoder_tier
+from scoring.passes.families import LONGEST_HEAD, Tier, decoder_tier
 from scoring.passes.speculation import decide
 from scoring.passes.tensor_parallel import TensorParallel
 
@@ -102,8 +102,6 @@ class StaticDecode(Pass):
         """Decide by hardware and memory, which do not depend on the tier."""
         if hardware.device != "cuda":
             return self._on_cpu(facts)
-        if facts.family in RECURRENT:
-            return Applicability(False, f"{facts.family}: slots have recurrent states on CPUs only")
         if hardware.capability < (8, 0):
             major, minor = hardware.capability
             return Applicability(False, f"its kernels need compute capability 8.0; {hardware.name} has {major}.{minor}")

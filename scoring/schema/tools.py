@@ -32,7 +32,7 @@ class NamedFunction(_Strict):
 
 
 class ToolChoice(_Strict):
-    type: Literal["function"]
+    type: Literal["function"] = "function"  # which the Hub's client leaves out
     function: NamedFunction
 
 

@@ -122,6 +122,9 @@ MODELS = {
     "classes": ("bert", "text-classification"),
     "labels": ("bert", "zero-shot-classification"),
     "speech": ("whisper", "automatic-speech-recognition"),
+    "summary": ("bart", "summarization"),
+    "translate": ("t5", "translation"),
+    "images": ("stable-diffusion", "text-to-image"),
 }
 
 #: Further names of models: the first is given at generation, the others when it is served.

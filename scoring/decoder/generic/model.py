@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
 from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -25,6 +26,7 @@ class GenericLayer:
 
     attention: Attention
     kept: Kept  # narrower values are padded to the width of keys
+    heads: int  # of queries
     parallel: bool = False
 
 
@@ -32,8 +34,8 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all. With
-    `recurrent` states its forwards are `forward_batch`'s.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer. With `recurrent` states its forwards are
+    `forward_batch`'s.
     """
 
     family: str
@@ -59,11 +61,17 @@ class GenericModel:
     cached: str = "past_key_values"  # its forward's name for a cache
     placed: bool = True  # its forward takes positions
     scans: Sequence[nn.Module] = ()  # modules that compute a prompt in chunks
+    scanned: int = 0  # numbers that a token of a prompt takes in them at most, as measured on a GPU
 
     @property
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
         return [layer.kept for layer in self.layers] or [Kept(0)]  # without attention, tokens take their places alone
+
+    def heads_of(self, index: int) -> Heads:
+        """Heads of a layer, which may differ from another's."""
+        layer = self.layers[index]
+        return Heads(layer.heads, *layer.kept.shape)
 
     @property
     def scratch_width(self) -> int:
@@ -73,7 +81,12 @@ class GenericModel:
         table = self.module.get_input_embeddings().weight
         sizes = [each.shape[-2:] for each in self.module.parameters() if each.ndim > 1 and len(each) != len(table)]
         logits = 0 if self.keeps else 4 * self.vocabulary
-        return int(4 * chosen * max(max(shape) for shape in sizes) + logits)
+        return max(self.scanned, int(4 * chosen * max(max(shape) for shape in sizes) + logits))
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a slot beside keys and values: its recurrent states."""
+        return 0 if self.recurrent is None else self.recurrent.slot_bytes
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, rows: Tensor, attend: Attend) -> Tensor:
@@ -93,6 +106,18 @@ class GenericModel:
         with in_chunks(self.scans, tokens.shape[1]):
             found = self._forward(attend, input_ids=tokens, use_cache=True, **{self.cached: cache}, **told, **kept)
         return found[:, -1]
+
+    @torch.inference_mode()
+    def forward_slots(self, slots: Tensor, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Logits [B, vocabulary] after one more token of each of slots [B] int64, whose states go on.
+
+        On a GPU nothing waits for the host, unless a module of the model does.
+        """
+        assert self.recurrent is not None
+        cache = self.recurrent.cache(slots)
+        logits = self.forward_batch(tokens[:, None], positions[:, None], cache, attend)
+        self.recurrent.keep(slots, cache)
+        return logits
 
     def _forward(self, attend: Attend, **asked: Any) -> Tensor:
         with listening(self.configs, _Routed(self, attend)), in_place_of(self.compiled):

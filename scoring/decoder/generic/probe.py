@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from scoring.decoder.adapters.parts import changing_rotary
 from scoring.decoder.generic.interface import PROBED, MaskFunction, configs_of, listening
 from scoring.decoder.generic.model import GenericLayer, GenericModel, own_forward
-from scoring.decoder.generic.proof import Differs, proven
+from scoring.decoder.generic.proof import Differs, proven, scanned_numbers
 from scoring.decoder.generic.recurrent import KINDS, cache_name, kinds_of, scans_of, takes_positions
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
@@ -71,8 +71,6 @@ def probe(
 def _described(model: Any, length: int, team: TensorParallelGroup | None, slots: int) -> GenericModel:
     config = model.config.get_text_config(decoder=True)
     states = _recurrent_layers(config, team)
-    if states is not None and model.device.type != "cpu":
-        raise Unlike("its layers keep recurrent states, which slots have on CPUs only")
     attending = None if states is None else sum(kind in ("attention", "both") for kind in kinds_of(states))
     _check_config(model, config, attending != 0)
     probing, configs, device = CallRecorder(length, model.device), configs_of(model), model.device
@@ -88,7 +86,7 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
         _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     elif attending:
         _check_calls(calls, attending, device, repeats=True)
-    layers = [GenericLayer(call.rule, kept) for call, kept in zip(calls, _kept(calls), strict=True)]
+    layers = [GenericLayer(call.rule, kept, call.q.shape[1]) for call, kept in zip(calls, _kept(calls), strict=True)]
     described = GenericModel(
         family=model.config.model_type,
         module=model,
@@ -110,6 +108,7 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
     if states is not None:
         described.scans = scans_of(model)
         described.recurrent = proven(described, states, slots)
+        described.scanned = scanned_numbers(described, described.recurrent)
     else:
         described.forward(tokens, tokens - 1, kept, lambda index, q, k, v: torch.zeros_like(q).flatten(1))
     return described
@@ -165,16 +164,14 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
     if device.type == "cuda":
-        _check_kernels({(call.q.shape[1], call.k.shape[1], call.q.shape[3]) for call in calls})
+        _check_kernels({call.q.shape[3] for call in calls})
 
 
-def _check_kernels(shapes: Collection[tuple[int, int, int]]) -> None:
-    """Raise Unlike for heads that the attention kernels of a GPU do not hold."""
-    for _, _, width in sorted(shapes):
+def _check_kernels(widths: Collection[int]) -> None:
+    """Raise Unlike for heads of a width that the attention kernels of a GPU do not hold."""
+    for width in sorted(widths):
         if width > LONGEST_HEAD or width % 2:
             raise Unlike(f"heads of {width}: the attention kernels hold even ones up to {LONGEST_HEAD}")
-    if len(shapes) > 1:
-        raise Unlike("its layers differ in their heads: the attention kernels hold one shape")
 
 
 class CallRecorder:

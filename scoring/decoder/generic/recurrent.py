@@ -3,7 +3,8 @@
 Convolutions, state spaces and linear attention keep as much however long a sequence is. A forward is handed its
 sequences' rows in a cache of transformers' own layers, which its modules read and update as they do in `generate`; the
 rows are written back once all of it is computed, so that whatever fails leaves every slot as it was. Such layers mix
-the tokens of a sequence, so that each sequence is a row of the batch, and none is padded.
+the tokens of a sequence, so that each sequence is a row of the batch, and none is padded. Which rows a step of a GPU
+reads and writes is told on the device, so that a graph holds all of it.
 """
 
 import inspect
@@ -19,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, LinearAttentionLayer
 
 from scoring.passes.families import GENERIC_DECODE
 
-_CHUNKS = (16, 64)  # tokens of the shortest and the longest chunk of a scan on a CPU
+_CHUNKS = (16, 64)  # tokens of the shortest and the longest chunk of a scan in plain torch
 #: Kinds of layers: with states alone, with keys and values alone, with both, or with nothing.
 LayerKind = Literal["recurrent", "attention", "both", "none"]
 #: Kinds by the layers of transformers' own cache.
@@ -146,21 +147,24 @@ class SlotStates:
         whole = "" if self.pieces else ", and a prompt is computed in one piece, for which streams wait"
         return f"recurrent states of {size} a slot: no prefix is reused, nothing is drafted{whole}"
 
+    @torch.inference_mode()
     def cache(self, slots: Tensor | None) -> SlotCache:
         """Cache for a forward of these slots [B], whose states are copies; without, of sequences that begin."""
         made = [_layer(kind, number) for kind, number in zip(self.kinds, self.numbers, strict=True)]
         if slots is not None:
             run = isinstance(place := _place(slots), slice)
             for state, rows in zip(self.states, self.rows, strict=True):
-                _hand(made[state.layer], state, rows[place].clone() if run else rows[place])
+                _hand(made[state.layer], state, rows[place].clone() if run else rows.index_select(0, slots))
         return SlotCache(layers=made)
 
+    @torch.inference_mode()
     def keep(self, slots: Tensor, cache: SlotCache) -> None:
-        """Write the states that a forward has left in its cache to slots [B]."""
+        """Write the states that a forward has left in its cache to slots [B], of which the last alone may repeat."""
         left = {(layer, convolution, index): held for layer, convolution, index, held in _held(cache)}
-        place = _place(slots)
+        run = isinstance(place := _place(slots), slice)
         for state, rows in zip(self.states, self.rows, strict=True):
-            rows[place] = left[state.layer, state.convolution, state.index]
+            held = left[state.layer, state.convolution, state.index].to(rows.dtype)
+            rows[place].copy_(held) if run else rows.index_copy_(0, slots, held)
 
 
 def in_pieces(states: SlotStates | None) -> bool:
@@ -175,9 +179,9 @@ def scans_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def in_chunks(scans: Sequence[Any], tokens: int) -> Iterator[None]:
-    """Have modules compute so many tokens in shorter chunks: the same sums, in less time and memory on a CPU.
+    """Have modules compute so many tokens in shorter chunks: the same sums, in less time and memory in plain torch.
 
-    Their own 256 are for a GPU's kernels; a short prompt is padded to them, and time grows with their length.
+    Their own 256 are for kernels of other packages; a short prompt is padded to them, and time grows with their length.
     """
     before = [each.chunk_size for each in scans]
     size = max(_CHUNKS[0], min(_CHUNKS[1], 1 << (tokens - 1).bit_length()))
@@ -191,7 +195,12 @@ def in_chunks(scans: Sequence[Any], tokens: int) -> Iterator[None]:
 
 
 def _place(slots: Tensor) -> slice | Tensor:
-    """Slots as a slice if they follow each other, since a slice is read and written in a third of the time."""
+    """Slots as a slice if they follow each other, since a slice is read and written in a third of the time.
+
+    A GPU's are not looked at, for which the host would wait: a graph finds there those of its next step.
+    """
+    if slots.device.type != "cpu":
+        return slots
     first, count = int(slots[0]), len(slots)
     return slice(first, first + count) if slots.tolist() == [*range(first, first + count)] else slots
 

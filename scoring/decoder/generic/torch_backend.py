@@ -13,6 +13,8 @@ from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.torch_attention import PromptAttention, StepAttention
 
 Part = tuple[int, int, int]  # slot, start position, number of tokens
+#: Refusal of a further piece of a prompt.
+ONE_PIECE = "a prompt comes in one piece: its modules begin their states anew with each"
 Rows = Callable[[Iterable[tuple[int, int]]], AbstractContextManager[None]]
 
 
@@ -43,21 +45,18 @@ class GenericTorchBackend:
     def step(self, slots: Tensor, longest: int) -> Tensor:
         """Feed a token to each of slots [B]; `longest` bounds their lengths, it included; logits [B, vocabulary]."""
         own, tokens = StepAttention(self.model, self.state, slots, longest), self.state.tokens[slots]
-        if (states := self.model.recurrent) is not None:
-            cache = states.cache(slots)
-            logits = self.model.forward_batch(tokens[:, None], own.positions[:, None], cache, own.attend)
-            states.keep(slots, cache)
-            return logits
+        if self.model.recurrent is not None:
+            return self.model.forward_slots(slots, tokens, own.positions, own.attend)
         rows = torch.arange(len(slots), device=slots.device)
         return self.model.forward(tokens, own.positions, rows, own.attend)
 
     def _prefill_alike(self, states: SlotStates, parts: Sequence[Part], tokens: Tensor) -> Tensor:
         """Logits of parts, those of one length together, which go on with states or begin; kept once all are done."""
         if any(start for _, start, _ in parts) and not states.pieces:
-            raise ValueError("a prompt comes in one piece: its modules begin their states anew with each")
+            raise ValueError(ONE_PIECE)
         split = torch.split(tokens, [count for _, _, count in parts])
         found, left = dict[int, Tensor](), []
-        for alike in _alike(parts):
+        for alike in alike_parts((start, count) for _, start, count in parts):
             own = PromptAttention(self.model, self.state, [parts[number] for number in alike])
             slots = torch.tensor([parts[number][0] for number in alike], device=tokens.device)
             cache = states.cache(slots if parts[alike[0]][1] else None)
@@ -71,12 +70,8 @@ class GenericTorchBackend:
         return torch.stack([found[number] for number in range(len(parts))])
 
 
-def _alike(parts: Sequence[Part]) -> Iterable[list[int]]:
-    """Numbers of parts that one batch computes: equally long ones that begin, or that go on."""
-
-    def kind(number: int) -> tuple[int, bool]:
-        _, start, count = parts[number]
-        return count, start > 0
-
-    for _, alike in groupby(sorted(range(len(parts)), key=kind), kind):
+def alike_parts(parts: Iterable[tuple[int, int]]) -> Iterable[list[int]]:
+    """Numbers of parts (start position, tokens) that one batch computes: equally long ones that begin, or go on."""
+    kinds = [(count, start > 0) for start, count in parts]
+    for _, alike in groupby(sorted(range(len(kinds)), key=kinds.__getitem__), kinds.__getitem__):
         yield list(alike)

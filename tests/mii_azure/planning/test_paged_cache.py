@@ -110,7 +110,7 @@ def test_what_a_task_does_not_have_is_refused(task: str, asked: dict[str, object
     [
         (llama(), CPU, {}),
         (llama(), T4, {}),
-        (llama().model_copy(update={"family": "mamba"}), H100, {}),
+        (llama().model_copy(update={"family": "rwkv"}), H100, {}),
         (llama(), H100, {"passes_off": ("static_decode",)}),
     ],
     ids=["cpu", "old-gpu", "family", "pass-off"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer
 import mii_azure
 from mii_azure import errors
 from mii_azure.model.states import States, states
+from mii_azure.platform.limits import MAX_SEQUENCES
 from scoring.decoder.decoder import Decoder
 from scoring.passes.families import RECURRENT
 from tests.conftest import Tiny
@@ -90,11 +92,34 @@ def test_a_plan_tells_the_states_and_what_they_rule_out(tiny: Tiny, tmp_path: Pa
     assert "cannot be wound back" in told["speculation"]
     more = mii_azure.plan(TASK, str(model), CPU, max_concurrency=9).memory.kv_cache - plan.memory.kv_cache
     assert more >= size
-    on_gpu = reasons(mii_azure.plan(TASK, str(model), GPU))
-    assert "slots have recurrent states on CPUs only" in on_gpu["pass static_decode"]
-    assert "recurrent states" not in on_gpu
+    on_gpu = mii_azure.plan(TASK, str(model), GPU, max_concurrency=8)
+    assert reasons(on_gpu)["pass static_decode"].startswith("yes: Generic tier")
+    assert reasons(on_gpu)["recurrent states"] == told["recurrent states"]
+    assert "cannot be wound back" in reasons(on_gpu)["speculation"]
+    assert on_gpu.slots == 8
     whole = written("mamba", tiny, tmp_path / "whole")
     assert "A prompt is one step" in reasons(mii_azure.plan(TASK, str(whole), CPU))["recurrent states"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "mamba"])
+def test_on_a_gpu_states_take_half_of_what_weights_leave_and_no_more(family: str, tiny: Tiny, tmp_path: Path) -> None:
+    """States of a sequence as large as no model's, so that memory bounds their number; a step computes on copies."""
+    wide = {"linear_num_value_heads": 1024, "linear_key_head_dim": 512, "linear_value_head_dim": 512}
+    wide = wide if family == "qwen3_5_text" else {"state_size": 200_000}
+    folder = written(family, tiny, tmp_path / "model")
+    told = json.loads((folder / "config.json").read_text(encoding="utf-8")) | wide
+    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    found = mii_azure.plan(TASK, str(folder), GPU)
+    size, memory = 2 * found.profile.state_bytes, found.memory
+    assert 1 < found.slots < MAX_SEQUENCES
+    left = memory.available - memory.weights - memory.context
+    assert left / 2 - 2 * size < found.slots * size <= left / 2
+    assert found.slots * size <= memory.kv_cache <= left
+    assert found.outlook is not None
+    moved = found.outlook.per_second * 2 * found.profile.state_bytes  # a step reads each, and writes it
+    assert moved < 3.9e12  # bytes that an H100 NVL reads a second
+    fewer = mii_azure.plan(TASK, str(folder), GPU, max_concurrency=found.slots - 1)
+    assert fewer.slots == found.slots - 1
 
 
 def test_such_a_model_drafts_for_none(tiny: Tiny, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import longest_chunk, row_bytes, span_bytes
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept, group_layers
 from scoring.decoder.pool_size import block_bytes, pool_blocks, scratch_bytes
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
@@ -25,9 +26,11 @@ def model(device: str = "cuda", least: int | None = None) -> Any:
         layers=[SimpleNamespace(attention=SimpleNamespace(window=0, cap=0.0, sinks=None))] * 28,
         alibi=None,
         scratch_width=16_384 + 8192,
+        slot_bytes=0,
         heads=24,
         kv_heads=8,
         head_dim=128,
+        heads_of=lambda index: Heads(24, 8, 128),
         hidden=3072,
         vocabulary=128_256,
         dtype=torch.bfloat16,

@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from scoring.config import Limits
 from scoring.decoder.decoder import Decoder
+from scoring.generation.scheduler import Scheduler
 from scoring.schema.structured import MOST_GRAMMAR
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
@@ -290,4 +292,39 @@ def test_grammars_are_compiled_once_and_few_are_kept(tiny: Tiny, monkeypatch: py
         texts(model, "The", guided_choice=[choice])
     assert made == ['["a"]', '["b"]', '["c"]', '["b"]']
     assert len(grammars._known) == 2
+    assert model.service.drain(20)
+
+
+def test_rows_in_a_tight_pool_lose_no_token_whenever_tokens_are_read(tiny: Tiny) -> None:
+    """Bound, free and biased rows, some of which give up their slots and some of which end early."""
+    model = served(tiny)
+    task, decoder = model.service.task, model.service.loaded.runtime.decoder
+    kinds: list[dict[str, Any]] = [{}, {"guided_regex": "[a-f ]{40}"}, {"logit_bias": {"70": 4.0}}]
+    kinds += [{"return_details": True}]
+    kinds += [
+        {"guided_choice": ["yes", "nein"]},
+        HOW[1] | {"seed": 5, "guided_regex": "[0-9]{30}"},
+        HOW[3] | {"seed": 3},
+    ]
+    prompt = "The quick brown fox jumps over the lazy dog"
+
+    def answers(late: bool, capacity: int) -> list[Any]:
+        scheduler = Scheduler(task, decoder, capacity, reuse=False)
+        scheduler._late = late
+        done: dict[int, Any] = {}
+        waiting = [
+            (number, task.encode(prompt, task.schema.parse_parameters({"max_new_tokens": 40, **kind}), 0)[0])
+            for number, kind in enumerate(kinds)
+        ]
+        while waiting or scheduler.active:
+            while waiting and scheduler.fits(waiting[0][1]):
+                number, row = waiting.pop(0)
+                scheduler.add(row, partial(done.__setitem__, number))
+            scheduler.step()
+        return [done[number][0] for number in range(len(kinds))]
+
+    alone = answers(False, 10**6)
+    before = model.service.statistics()["preemptions"]
+    assert answers(True, 10**6) == alone == answers(False, 7 * 64) == answers(True, 7 * 64)
+    assert model.service.statistics()["preemptions"] >= before + 2
     assert model.service.drain(20)

@@ -6,7 +6,6 @@ TRITON_INTERPRET=1 pytest tests/scoring/kernels/test_decoder.py     # with trito
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +34,7 @@ from tests.published import publish  # noqa: E402
 from tests.scoring.decoder.test_adapters import prompt, tiny  # noqa: E402
 from tests.scoring.decoder.test_long_rotary import long_model  # noqa: E402
 from tests.scoring.kernels.test_sampler import SAMPLINGS, packed  # noqa: E402
+from tests.scoring.kernels.uncaptured import uncaptured  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 LENGTHS = (40, 70, 3, 90, 65)  # within a span of 64 keys and across; past the windows
@@ -219,19 +219,8 @@ def back_end(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The GPU's back end on a CPU: interpreted kernels, graphs that are the launches themselves, memory as it is."""
     if DEVICE == "cuda":
         pytest.skip("tests/scoring/decoder/test_decoder_gpu.py has the real one")
-    for name in ("zeros", "empty"):
-        made = getattr(torch, name)
-        monkeypatch.setattr(torch, name, lambda *shape, made=made, pin_memory=False, **options: made(*shape, **options))
-    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: None, synchronize=lambda: None))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(cuda_backend, "SideUpload", lambda: SimpleNamespace(send=lambda masks, device: masks))
     monkeypatch.setattr(cuda_backend, "pieces", lambda parts, rows, most: pieces(parts, 48, 2))
-
-    class Uncaptured(cuda_backend.CudaBackend):
-        def _captured(self, launch: Any) -> Any:
-            return SimpleNamespace(replay=launch)
-
-    return Uncaptured
+    return uncaptured(monkeypatch, cuda_backend.CudaBackend)
 
 
 def test_slots_join_and_go_on_as_on_a_cpu(back_end: Any, tmp_path: Path) -> None:

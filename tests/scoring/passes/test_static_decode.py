@@ -46,7 +46,6 @@ CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
         (replace(FACTS, family="bert", kind="encoder"), H100, "bert is not a decoder"),
         (replace(FACTS, family="codegen"), H100, "codegen: its attention does not go through"),
         (replace(FACTS, family="rwkv"), H100, "rwkv: its layers keep a recurrent state in a form of their own"),
-        (replace(FACTS, family="qwen3_next"), H100, "qwen3_next: slots have recurrent states on CPUs only"),
         (FACTS, CPU, "in float32 only"),
         (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
         (replace(FACTS, heads=4), H100, "heads of 512"),
