@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
 from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -25,6 +26,7 @@ class GenericLayer:
 
     attention: Attention
     kept: Kept  # narrower values are padded to the width of keys
+    heads: int  # of queries
     parallel: bool = False
 
 
@@ -32,8 +34,8 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all. With
-    `recurrent` states its forwards are `forward_batch`'s.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer. With `recurrent` states its forwards are
+    `forward_batch`'s.
     """
 
     family: str
@@ -65,6 +67,11 @@ class GenericModel:
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
         return [layer.kept for layer in self.layers] or [Kept(0)]  # without attention, tokens take their places alone
+
+    def heads_of(self, index: int) -> Heads:
+        """Heads of a layer, which may differ from another's."""
+        layer = self.layers[index]
+        return Heads(layer.heads, *layer.kept.shape)
 
     @property
     def scratch_width(self) -> int:
