@@ -12,7 +12,7 @@ from mii_azure.hardware import roofline
 from mii_azure.hardware.skus import Sku
 from mii_azure.hardware.speed import Effort, speeds
 from mii_azure.planning import latency
-from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens
+from mii_azure.planning.budget import Work, device_of, kv_bytes_per_token, seen_tokens, state_bytes
 from mii_azure.planning.memory import Fit
 from mii_azure.platform import limits
 from scoring.passes.families import (
@@ -32,8 +32,7 @@ Unit = Literal["tokens", "requests", "images"]
 
 GENERATES = ("text-generation", "conversational", "summarization", "translation")
 FEW_ROWS = 2  # sequences up to which a step multiplies vectors and no matrices (scoring/decoder/decode_step.py)
-
-
+_MOVES = 3  # times that a GPU's step reads or writes recurrent states and its copies of them
 _NARROW = {"int8": 1 / 4, "int4": (0.5 + 4 / 64) / 4}  # bytes that a CPU's step reads, of the float32 ones
 
 
@@ -121,6 +120,8 @@ def step_seconds(work: Work, placed: Fit, kv_bytes: int, rows: int) -> float:
     read = _read(work, placed, rows)
     if device_of(placed.sku) == "cpu":
         read *= next(share for kind, share in _NARROW.items() if name.endswith(kind))
+    else:
+        read += _MOVES * state_bytes(work, placed.sku, rows)
     return _seconds(name, placed, Effort(read + kv_bytes, flops, work.profile.layers))
 
 

@@ -115,6 +115,9 @@ def test_on_a_gpu_states_take_half_of_what_weights_leave_and_no_more(family: str
     left = memory.available - memory.weights - memory.context
     assert left / 2 - 2 * size < found.slots * size <= left / 2
     assert found.slots * size <= memory.kv_cache <= left
+    assert found.outlook is not None
+    moved = found.outlook.per_second * 2 * found.profile.state_bytes  # a step reads each, and writes it
+    assert moved < 3.9e12  # bytes that an H100 NVL reads a second
     fewer = mii_azure.plan(TASK, str(folder), GPU, max_concurrency=found.slots - 1)
     assert fewer.slots == found.slots - 1
 
