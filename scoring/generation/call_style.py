@@ -1,4 +1,4 @@
-"""What the styles of writing a tool call have in common, whatever stands around the calls."""
+"""Interface of a style of writing tool calls, whatever stands around them; parts that all styles share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
