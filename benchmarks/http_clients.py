@@ -13,6 +13,9 @@ from typing import Any
 
 SHORTEST, LONGEST, NEW = 16, 256, 128  # tokens of prompts and of each answer
 ANSWER_S = 200.0
+LOOPBACK = "127.0.0.1"
+MODEL = "bench"  # what requests at OpenAI's route ask for
+WHOLE = ("whole", "completions")  # ways in that answer once
 _EVENT = b"data: {"
 
 
@@ -29,10 +32,10 @@ def prompt(tokens: int, words: random.Random) -> str:
 
 
 def body(text: str, new: int, way: str) -> bytes:
-    """An HTTP request as bytes; `way` is whole, stream, or openai, which streams too."""
-    if way == "openai":
-        path, sent = "/v1/completions", {"model": "bench", "prompt": text, "max_tokens": new, "temperature": 0}
-        sent |= {"stream": True, "ignore_eos": True}
+    """An HTTP request as bytes; `way` is whole, stream, or at OpenAI's route completions or openai (a stream)."""
+    if way in ("completions", "openai"):
+        path, sent = "/v1/completions", {"model": MODEL, "prompt": text, "max_tokens": new, "temperature": 0}
+        sent |= {"stream": way == "openai", "ignore_eos": True}
     else:
         parameters = {"max_new_tokens": new, "ignore_eos": True, "return_full_text": False, "do_sample": False}
         path, sent = "/score", {"inputs": text, "parameters": parameters, "stream": way == "stream"}
@@ -41,12 +44,12 @@ def body(text: str, new: int, way: str) -> bytes:
     return f"{head}Connection: close\r\n\r\n".encode() + raw
 
 
-async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
+async def ask(port: int, request: bytes, host: str = LOOPBACK) -> tuple[bool, list[float]]:
     """Whether a request was answered, and when each event of its answer came, and its end.
 
     The head of an answer is no event: it comes when a stream is accepted, before its first token.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(host, port)
     writer.write(request)
     stamps: list[float] = []
     status, last = b"", b""
@@ -59,7 +62,7 @@ async def ask(port: int, request: bytes) -> tuple[bool, list[float]]:
     return status.startswith(b"HTTP/1.1 200") and b'"error"' not in last, [*stamps, time.perf_counter()]
 
 
-async def ask_all(port: int, requests: list[bytes], apart: float = 0.0) -> dict[str, Any]:
+async def ask_all(port: int, requests: list[bytes], apart: float = 0.0, host: str = LOOPBACK) -> dict[str, Any]:
     """Send requests at once, or so many seconds apart; return begin, end, failures, and milliseconds.
 
     They are to the first event, between later ones, and of whole answers, each from when its request was sent.
@@ -70,7 +73,7 @@ async def ask_all(port: int, requests: list[bytes], apart: float = 0.0) -> dict[
         if apart:
             await asyncio.sleep(number * apart)
         sent = time.perf_counter() if apart else began
-        good, stamps = await ask(port, request)
+        good, stamps = await ask(port, request, host)
         return good, sent, stamps
 
     answers = await asyncio.gather(*(later(*each) for each in enumerate(requests)))
@@ -91,10 +94,8 @@ def client() -> None:
         requests = bodies(told["all"], told["way"], told["seed"])[told["at"] :: told["step"]]
     print("ready", flush=True)
     sys.stdin.readline()
-    print(
-        json.dumps(asyncio.run(asyncio.wait_for(ask_all(told["port"], requests, told.get("apart", 0.0)), ANSWER_S))),
-        flush=True,
-    )
+    asked = ask_all(told["port"], requests, told.get("apart", 0.0), told.get("host", LOOPBACK))
+    print(json.dumps(asyncio.run(asyncio.wait_for(asked, ANSWER_S))), flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from benchmarks.command_line import RESULTS
 from benchmarks.common import provenance, table, write
 from benchmarks.decoder_shapes import CASES
 from benchmarks.host_side import front_ends_of, processor_s
-from benchmarks.http_clients import ANSWER_S, LONGEST, NEW, SHORTEST
+from benchmarks.http_clients import ANSWER_S, LONGEST, LOOPBACK, NEW, SHORTEST, WHOLE
 
 PROCESSES = 4  # of clients
 WAYS = ("whole", "stream", "openai")
@@ -65,13 +65,23 @@ SHAPES = {
 
 
 def build(shape: Shape, folder: Path, instance_type: str, flags: Sequence[str] = ()) -> None:
-    """Write the shape's bundle, as a user does."""
+    """Write the shape's model folder and its bundle."""
+    write_model(shape, folder)
+    write_bundle(shape, folder, instance_type, flags)
+
+
+def write_model(shape: Shape, folder: Path) -> None:
+    """Write the shape's model folder, with random weights."""
     import torch
 
     from benchmarks.throughput import write_folder
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_folder(shape.architecture, shape.config, getattr(torch, shape.dtype), device, folder / "model")
+
+
+def write_bundle(shape: Shape, folder: Path, instance_type: str, flags: Sequence[str] = ()) -> None:
+    """Write the bundle of the folder's model, as a user does."""
     command = [sys.executable, "-m", "mii_azure.cli.app", "generate", "--task", "text-generation", "--model"]
     command += [str(folder / "model"), "--name", "bench", "--instance-type", instance_type, "--server", "http"]
     command += ["--dtype", shape.dtype, "--output", str(folder / "bundle"), *shape.flags, *flags]
@@ -107,7 +117,7 @@ def port_of(server: "subprocess.Popen[bytes]", log: Path) -> int:
     raise RuntimeError(f"the server did not start:\n{log.read_text(encoding='utf-8')[-4000:]}")
 
 
-def load(port: int, clients: int, way: str, seed: int) -> dict[str, Any]:
+def load(port: int, clients: int, way: str, seed: int, host: str = LOOPBACK) -> dict[str, Any]:
     """One row: so many clients at once, from processes of their own."""
     step = min(PROCESSES, clients)
     command = [sys.executable, "-m", "benchmarks.http_clients"]
@@ -116,7 +126,7 @@ def load(port: int, clients: int, way: str, seed: int) -> dict[str, Any]:
     ]
     for at, child in enumerate(children):
         assert child.stdin and child.stdout
-        told = {"port": port, "all": clients, "way": way, "seed": seed, "at": at, "step": step}
+        told = {"host": host, "port": port, "all": clients, "way": way, "seed": seed, "at": at, "step": step}
         child.stdin.write(json.dumps(told) + "\n")
         child.stdin.flush()
         child.stdout.readline()
@@ -129,9 +139,11 @@ def load(port: int, clients: int, way: str, seed: int) -> dict[str, Any]:
     failed = sum(each["failed"] for each in results)
     row: dict[str, Any] = {"clients": clients, "way": way, "failed": failed}
     row["tokens/s"] = (clients - failed) * NEW / seconds
-    for name in ("first", "next"):
+    for each in results:  # of a request, whatever events its tokens came in
+        each["token"] = [(b - a) / (NEW - 1) for a, b in zip(each["first"], each["whole"], strict=True)]
+    for name in ("first", "next", "token"):
         values = [value for each in results for value in each[name]]
-        cuts = quantiles([*values, *values], n=100) if values and way != "whole" else []  # one value has none
+        cuts = quantiles([*values, *values], n=100) if values and way not in WHOLE else []  # one value has none
         row |= {f"{name} p{p}": cuts[p - 1] if cuts else None for p in (50, 99)}
     return row
 
