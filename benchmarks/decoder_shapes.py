@@ -54,6 +54,18 @@ _GEMMA3_4B = {
     "vocab_size": 262208, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 1024,
 }  # fmt: skip
+_GEMMA4_E4B = {  # heads of 256 and, in every sixth layer, of 512; the last 18 layers read what others keep
+    "vocab_size": 262144, "vocab_size_per_layer_input": 262144, "hidden_size": 2560, "hidden_size_per_layer_input": 256,
+    "intermediate_size": 10240, "num_hidden_layers": 42, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "head_dim": 256, "global_head_dim": 512, "num_kv_shared_layers": 18, "sliding_window": 512,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 7,
+}  # fmt: skip
+_GEMMA4_31B_SMALL = {  # 31B at a tenth of its depth
+    "vocab_size": 262144, "hidden_size": 5376, "hidden_size_per_layer_input": 0, "intermediate_size": 21504,
+    "num_hidden_layers": 6, "num_attention_heads": 32, "num_key_value_heads": 16, "num_global_key_value_heads": 4,
+    "head_dim": 256, "global_head_dim": 512, "num_kv_shared_layers": 0, "sliding_window": 1024,
+    "attention_k_eq_v": True, "layer_types": ["sliding_attention"] * 5 + ["full_attention"],
+}  # fmt: skip
 _PHI4_MINI = {  # with rotary positions that are the same at every length
     "vocab_size": 200064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32,
     "num_attention_heads": 24, "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "tie_word_embeddings": True,
@@ -69,7 +81,9 @@ _QWEN3_MOE_SMALL = {  # Qwen3-30B-A3B at a quarter of its depth
     "moe_intermediate_size": 768, "norm_topk_prob": True,
 }  # fmt: skip
 _MIXTRAL_SMALL = _MISTRAL_7B | {"num_hidden_layers": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
-_GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32}  # gpt-oss-20b at half its depth
+# gpt-oss-20b at half its depth, its windows as long as the measured context, since transformers' StaticCache over
+# shorter ones has no room for a token past them in a graph.
+_GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32, "sliding_window": 384}
 _OLMO2_7B = {
     "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32,
@@ -97,6 +111,9 @@ CASES = {
     "qwen3-8b": Case("qwen3", _QWEN3_8B, big=True, dtype="bfloat16"),
     "mistral-7b": Case("mistral", _MISTRAL_7B, big=True, dtype="bfloat16"),
     "gemma3-4b": Case("gemma3_text", _GEMMA3_4B, big=True, dtype="bfloat16"),
+    "gemma4-e4b": Case("gemma4_text", _GEMMA4_E4B, big=True, dtype="bfloat16"),
+    "gemma4-e4b-64": Case("gemma4_text", _GEMMA4_E4B, slots=64, big=True, dtype="bfloat16"),
+    "gemma4-31b-small": Case("gemma4_text", _GEMMA4_31B_SMALL, big=True, dtype="bfloat16"),
     "qwen3-0.6b-64": Case("qwen3", _QWEN3_600M, slots=64, dtype="bfloat16"),
     "olmoe-small": Case("olmoe", _OLMOE_SMALL, dtype="bfloat16"),
     "qwen3-moe-small": Case("qwen3_moe", _QWEN3_MOE_SMALL, big=True, dtype="bfloat16"),

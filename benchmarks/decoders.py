@@ -117,8 +117,8 @@ def fill(decoder: Decoder, rows: int) -> list[int]:
     """Give every slot 128 to 256 live tokens of random keys and values; returns the slots."""
     generator = torch.Generator().manual_seed(0)
     live = torch.randint(PROMPT, 257 - TOKENS, (rows,), generator=generator).tolist() if rows > 1 else [PROMPT]
-    decoder.state.keys.normal_()
-    decoder.state.values.normal_()
+    for held in decoder.state.memory:
+        held.normal_()
     for slot, length in enumerate(live):
         decoder.open(slot, SamplingParams())
         decoder._reserve([(slot, decoder.max_length)])  # the graph alone is replayed past the ends of blocks

@@ -20,6 +20,7 @@ from benchmarks.common import device_ms, provenance, table, write
 from benchmarks.decoders import attempt
 from scoring.decoder import prompt_attention
 from scoring.decoder.block_pool import blocks_of
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention, Linear
@@ -52,7 +53,7 @@ class Chunk:
         self.model: Any = SimpleNamespace(
             layers=[SimpleNamespace(attention=Attention(linear, linear, head_dim**-0.5))], heads=heads,
             kv_heads=kv_heads, head_dim=head_dim, vocabulary=8, alibi=None, dtype=torch.bfloat16, device=self.device,
-            kept=[Kept(0, kv_heads, head_dim)],
+            kept=[Kept(0, kv_heads, head_dim)], heads_of=lambda index: Heads(heads, kv_heads, head_dim),
         )  # fmt: skip
         self.state = KVCache(self.model, 1, length)
         self.state.table[0, 0] = torch.randperm(self.state.blocks, device="cuda").int()
@@ -64,7 +65,7 @@ class Chunk:
     def ours(self, tiling: Tiling, spans: bool = False) -> Callable[[int, int], Callable[[], None]]:
         """Calls of our kernel by tokens and position, with spans left to cuDNN or without."""
         prompt_attention.TILINGS[2] = {256: tiling}
-        own = ChunkAttention(self.model, self.state, 8192, self.model.head_dim)
+        own = ChunkAttention(self.model, self.state, 8192)
         own.slots = self.slots
 
         def at(count: int, position: int) -> Callable[[], None]:

@@ -17,6 +17,7 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.generic.recurrent import in_pieces
 from scoring.decoder.verify import errors, reference
 from scoring.errors import LoadError
+from scoring.model_files.text_part import RENAMED
 from scoring.passes.base import BOUNDS
 from scoring.passes.families import GENERIC_DECODE, STATIC_DECODE
 from tests.tiny_causal import tiny_causal
@@ -34,8 +35,9 @@ that serves it, or the reason why plain `generate` does (`python -m tools.decode
 - **generic**: transformers' own modules over this package's scheduler, paged cache and sampler. Nothing is written for
   a family: at load, one forward of four tokens tells whether each layer calls transformers' attention interface once,
   in the standard way, with a causal mask or a window, and what its cache keeps: keys and values, and recurrent states.
-  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster. Of a model that is
-  cut over several GPUs it serves the slices, step by step without graphs.
+  On a GPU its steps are graphs, over layers that Inductor compiled where that makes a step faster; heads may be up to
+  512 wide, and differ by layer. Of a model that is cut over several GPUs it serves the slices, step by step without
+  graphs.
 - **generate**: no continuous batching, no prefix reuse.
 
 States of convolutions, Mamba and linear attention are kept for each slot. At load, prompts and steps of several slots
@@ -66,6 +68,9 @@ class Row(NamedTuple):
 
 def tried(family: str) -> Row:
     """Try a type in the tier that serves it."""
+    if family in RENAMED:
+        text = tried(f"{family}_text")
+        return text._replace(family=family, told=f"{text.told}; its text part, as {text.family}")
     if family in GENERIC_DECODE.refused:
         return Row(family, "generate", GENERIC_DECODE.refused[family])
     try:

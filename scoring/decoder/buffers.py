@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoring.decoder.head_shapes import shapes_of
 from scoring.decoder.model import DecoderModel
 
 
@@ -16,10 +17,10 @@ class Buffers:
     x: Tensor  # [rows, E] float32, the residual stream
     other: Tensor  # the same, in turn with x where kernels add to it what others have yet to read
     normed: Tensor  # [rows, E]
-    qkv: Tensor  # [rows, (heads + 2 kv_heads) * D]
+    qkv: Tensor  # [rows, (heads + 2 kv_heads) * D] of the layer with the most; others have theirs packed in it
     squares: Tensor  # [rows, 2] float32, their sums over a row's queries, and over its keys
-    q: Tensor  # [rows, heads * D]
-    attended: Tensor  # [rows, heads * D]
+    q: Tensor  # [rows, heads * D], likewise
+    attended: Tensor  # [rows, heads * D], likewise
     y: Tensor  # [rows, E]
     up: Tensor  # [rows, up outputs]
     inner: Tensor  # [rows, F]
@@ -39,26 +40,25 @@ class Buffers:
     arrived: Tensor
 
 
-def allocate(model: DecoderModel, rows: int, picked: int, work: int, chunks: int, group: int, wide: int, blocks: int,
+def allocate(model: DecoderModel, rows: int, picked: int, parts: tuple[int, int], chunks: int, blocks: int,
              gathered: int) -> Buffers:  # fmt: skip
     """Allocate buffers for `rows` rows, of which `picked` get logits.
 
-    `work` counts the spans into which attention is split over programs, each with partial results [`group`, `wide`];
-    `chunks` the programs that scan a row of logits, each of so many `blocks`; `gathered` tokens are kept for sampling.
+    `parts`: numbers of the partial results of attention that is split over programs, and of their statistics; `chunks`
+    programs scan a row of logits, each of so many `blocks`; `gathered` tokens are kept for sampling.
     """
-    up, inner = model.widths
-    qkv = (model.heads + 2 * model.kv_heads) * model.head_dim
+    (up, inner), shapes = model.widths, shapes_of(model)
 
     def empty(*shape: int, dtype: torch.dtype = model.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=model.device)
 
-    f32, width = torch.float32, model.heads * model.head_dim
+    f32, width = torch.float32, max(own.queries * own.width for own in shapes)
     return Buffers(
         slots=empty(rows, dtype=torch.int32),
         x=empty(rows, model.hidden, dtype=f32),
         other=empty(rows, model.hidden, dtype=f32),
         normed=empty(rows, model.hidden),
-        qkv=empty(rows, qkv),
+        qkv=empty(rows, max(own.product for own in shapes)),
         squares=empty(rows, 2, dtype=f32),
         q=empty(rows, width),
         attended=empty(rows, width),
@@ -76,9 +76,9 @@ def allocate(model: DecoderModel, rows: int, picked: int, work: int, chunks: int
         kept=empty(picked, gathered, dtype=f32),
         places=empty(picked, gathered, dtype=torch.int32),
         out=empty(picked, dtype=torch.int64),
-        part=empty(work, group, wide, dtype=f32),
-        stats=empty(work, 2, group, dtype=f32),
-        arrived=empty(picked * model.kv_heads, dtype=torch.int32),
+        part=empty(parts[0], dtype=f32),
+        stats=empty(parts[1], dtype=f32),
+        arrived=empty(picked * max(own.keys for own in shapes), dtype=torch.int32),
     )
 
 

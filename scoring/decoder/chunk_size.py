@@ -2,6 +2,7 @@
 
 import torch
 
+from scoring.decoder.head_shapes import shapes_of
 from scoring.decoder.layer_groups import STEP_TOKENS
 from scoring.decoder.model import Attention, CachedModel
 
@@ -45,13 +46,15 @@ def chunk_within(most: int, left: int, position: int) -> int:
 def row_bytes(model: CachedModel) -> int:
     """Bytes that a token of a step or chunk takes."""
     size = model.dtype.itemsize
-    heads = 4 * (model.heads + model.kv_heads) * model.head_dim
+    heads = max(4 * (own.queries + own.keys) * own.width for own in shapes_of(model))
     return 4 * model.hidden + size * (2 * model.hidden + model.scratch_width + heads)
 
 
 def takes_spans(model: CachedModel) -> bool:
-    """Return True if cuDNN takes a model's heads, and is faster."""
-    if model.device.type != "cuda" or model.dtype.itemsize != 2 or model.head_dim not in (64, 128):
+    """Return True if cuDNN takes a model's heads, which are alike in all layers, and is faster."""
+    if model.device.type != "cuda" or model.dtype.itemsize != 2 or {own.width for own in shapes_of(model)} - {64, 128}:
+        return False
+    if len(shapes_of(model)) > 1:
         return False
     plain = any(is_plain(layer.attention) for layer in model.layers)
     return model.alibi is None and plain and torch.cuda.get_device_capability(model.device) >= (9, 0)

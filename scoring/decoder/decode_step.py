@@ -23,6 +23,7 @@ from scoring.decoder.expert_step import ExpertLaunches
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.head_norms import HeadNorms
+from scoring.decoder.head_shapes import Heads, KeyTile, key_tile, shapes_of
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
 from scoring.kernels import (
@@ -34,7 +35,7 @@ from scoring.kernels import (
 )
 
 _MULTIPROCESSORS = 132
-_SPAN = BLOCK  # keys that one iteration of the attention kernel reads
+_SPAN = BLOCK  # keys of a span, at least
 _LEAST = 64  # keys below which a span is not split
 _SPLITS = 64  # most programs for one key head of a row: the last of them joins their results one by one
 _FAR = 2048  # keys of a program, above which a step splits its long rows further
@@ -62,9 +63,9 @@ class Launcher(HeadNorms, ExpertLaunches):
 
     def __post_init__(self) -> None:
         model = self.model
-        self.group = self.queries()
-        self.wide = triton.next_power_of_2(max(16, model.head_dim))
-        self.span, self.least, self.warps = _SPAN, _LEAST, 8 if self.wide > 128 else 4
+        self.shapes = {own: key_tile(own, self.queries(own), model.dtype.itemsize) for own in shapes_of(model)}
+        self.wide = max(own.wide for own in self.shapes)
+        self.least = _LEAST
         self.gathered = _GATHERED
         self.chunks = triton.cdiv(model.vocabulary, _CHUNK)
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
@@ -72,8 +73,7 @@ class Launcher(HeadNorms, ExpertLaunches):
         self._gains = {id(linear): gains_of(norm, linear) for norm, linear in folded}
         picked = self.picked or self.rows
         self.far = False  # the step being enqueued splits long rows further
-        spans, blocks = self.spans(picked), _CHUNK // _BLOCK
-        self.buffers = allocate(model, self.rows, picked, spans, self.chunks, self.group, self.wide, blocks, _GATHERED)
+        self.buffers = allocate(model, self.rows, picked, self._parts(picked), self.chunks, _CHUNK // _BLOCK, _GATHERED)
         self.reserve_experts(self.rows)
         self._stream = self.buffers.x  # the residual stream, but for `_open`
         self._open: Norm | None = None  # the norm through which y is still to be added to it
@@ -81,24 +81,31 @@ class Launcher(HeadNorms, ExpertLaunches):
         self._in_turn = torch.arange(picked, dtype=torch.int32, device=model.device)
         self._both = {id(layer): joint_bias(layer) for layer in model.layers if layer.parallel}
 
-    def queries(self) -> int:
+    def queries(self, heads: Heads) -> int:
         """Queries of an attention program: at least as many as a matrix product takes."""
-        return int(triton.next_power_of_2(max(16, self.model.heads // self.model.kv_heads)))
+        return int(triton.next_power_of_2(max(16, heads.shared)))
 
-    def spans(self, rows: int) -> int:
+    def spans(self, rows: int, heads: Heads) -> int:
         """Spans of keys over which steps of up to `rows` rows divide their attention."""
-        return max(size * self.model.kv_heads * self.splits(size, far=True) for size in range(1, rows + 1))
+        return max(size * heads.keys * self.splits(size, True, heads) for size in range(1, rows + 1))
 
-    def splits(self, rows: int, far: bool = False) -> int:
+    def _parts(self, rows: int) -> tuple[int, int]:
+        """Most numbers of the spans' results in any layer, and of their statistics."""
+        each = [(self.spans(rows, own), own.wide, tile.queries) for own, tile in self.shapes.items()]
+        return max(count * wide * queries for count, wide, queries in each), max(2 * one[0] * one[2] for one in each)
+
+    def splits(self, rows: int, far: bool = False, heads: Heads | None = None) -> int:
         """Programs that share one key head of one row: enough to fill the GPU; with `far`, if few rows are long."""
-        wanted = triton.cdiv(2 * _MULTIPROCESSORS, rows * self.model.kv_heads)
+        programs = rows * (self.model.kv_heads if heads is None else heads.keys)
+        wanted = triton.cdiv(2 * _MULTIPROCESSORS, programs)
         if far and self.state.max_length > _FAR * min(wanted, _SPLITS):
-            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, rows * self.model.kv_heads)))
+            wanted = max(wanted, min(_SPLITS // 2, triton.cdiv(_FAR_PROGRAMS, programs)))
         return int(max(1, min(wanted, _SPLITS, triton.cdiv(self.state.max_length, _SPAN))))
 
     def is_far(self, rows: int, longest: int) -> bool:
         """Return True if a step is faster with its longest row, of `longest` tokens, split further."""
-        return longest > _FAR * self.splits(rows) < _FAR * self.splits(rows, far=True)
+        each = ((self.splits(rows, False, own), self.splits(rows, True, own)) for own in self.shapes)
+        return any(longest > _FAR * near < _FAR * far for near, far in each)
 
     def step(self, rows: int, far: bool = False) -> None:
         """Enqueue one step of the first `rows` rows; `far` splits long rows over more programs."""
@@ -234,7 +241,7 @@ class Launcher(HeadNorms, ExpertLaunches):
             *sources, affine(norm, b.x)[0], linear.weight, given(linear.scale, b.x), gains, bias, b.q, cache.keys,
             cache.values, *self._tables(layer), b.slots, self.state.lengths, cache.table, self.state.long, inputs,
             *self._paging(), epsilon(norm), **taking, **reading(linear, tile, b.x), BLOCK=BLOCK, NORM=kind(norm),
-            BIAS=bias is not b.x, **self._heads(layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer),
+            BIAS=bias is not b.x, **self._heads(index, layer), PER_HEAD=layer.attention.per_head, LONG=_second(layer),
             ROWS=rows, PDL=self.pdl, **self._launch(),
         )  # fmt: skip
 
@@ -274,18 +281,24 @@ class Launcher(HeadNorms, ExpertLaunches):
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
         far, normed, cache = self.far and not own.window, own.by_head, state.layer(index)
-        splits, least = self.splits(rows, far), _FAR_LEAST if far else self.least
+        heads, tile = self.shape(index)
+        splits, least = self.splits(rows, far, heads), _FAR_LEAST if far else self.least
         bias = own.qkv.bias if normed and rows > self.gemv_rows else None  # the product still lacks it
-        decode_attention.attend[(rows * model.kv_heads, splits)](
+        decode_attention.attend[(rows * heads.keys, splits)](
             b.qkv if normed else b.q, cache.keys, cache.values, b.attended, b.part, b.stats, b.arrived,
             given(model.alibi, b.x), b.slots, state.lengths, given(bias, b.x), *self._gains_of_heads(own),
             *self._tables(layer), cache.table, given(own.sinks, b.x), *self._paging(), own.scale, own.cap,
-            epsilon(own.q_norm), **self._heads(layer), BLOCK=BLOCK,
-            DP=self.wide, GP=self.group, BT=self.span, LEAST=least, SPLITS=splits, WINDOW=own.window,
+            epsilon(own.q_norm), **self._heads(index, layer), BLOCK=BLOCK,
+            DP=heads.wide, GP=tile.queries, BT=tile.keys, LEAST=least, SPLITS=splits, WINDOW=own.window,
             ALIBI=model.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, NORMED=normed,
             BIAS=bias is not None, PRECISION=self.precision, PDL=self.pdl,
-            num_warps=self.warps, **self._launch(),
+            num_warps=tile.warps, **self._launch(),
         )  # fmt: skip
+
+    def shape(self, index: int) -> tuple[Heads, KeyTile]:
+        """Return a layer's heads, and how programs of its attention read keys."""
+        heads = self.model.heads_of(index)
+        return heads, self.shapes[heads]
 
     def product(self, x: Tensor, linear: Linear, out: Tensor, rows: int, add: bool = False) -> None:
         """Compute out [rows, N] = x W^T by cuBLAS, or += with `add`; the bias is left to the next kernel."""
@@ -309,7 +322,7 @@ class Launcher(HeadNorms, ExpertLaunches):
         decode_elementwise.scatter_qkv[(rows, triton.cdiv(pairs, 512))](
             b.qkv, given(linear.bias, b.x), b.q, cache.keys, cache.values, *self._tables(layer),
             b.slots, self._fed()[2], cache.table, self.state.long, *self._paging(), BN=512, BLOCK=BLOCK,
-            BIAS=linear.bias is not None, OWN=self.own, **self._heads(layer),
+            BIAS=linear.bias is not None, OWN=self.own, **self._heads(index, layer),
             PER_HEAD=layer.attention.per_head, LONG=_second(layer), PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 

@@ -15,12 +15,13 @@ from scoring.decoder.absent import given
 from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.drafts import SIZES, SLOTS, Placed
+from scoring.decoder.head_shapes import Heads, shapes_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import DecoderLayer, DecoderModel
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_sampling, draft_attention
 
-_QUERIES = 64  # of an attention program, over its tokens and a group's heads
+_QUERIES, _WIDE, _FEWER = 64, 256, 32  # of an attention program, over its tokens and a group's heads; of wider heads
 _TOKENS = 8  # of these, tokens
 
 
@@ -65,8 +66,8 @@ class DraftStep(TokenRows):
     """Launches the kernels of one step with drafts, of up to 32 rows of up to 8 slots; every row is sampled."""
 
     def __init__(self, model: DecoderModel, state: KVCache, pdl: bool = True) -> None:
-        self.heads = triton.next_power_of_2(model.heads // model.kv_heads)
-        self.layout = DraftLayout(max(1, min(_TOKENS, _QUERIES // self.heads)))
+        tokens = [(_QUERIES if own.wide <= _WIDE else _FEWER) // _group(own) for own in shapes_of(model)]
+        self.layout = DraftLayout(max(1, min(_TOKENS, *tokens)))
         super().__init__(model, state, SIZES[-1], pdl=pdl)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.tiled = self.layout.cut(self.numbers)
@@ -74,29 +75,30 @@ class DraftStep(TokenRows):
         self.buffers.slots = rows[1]
         self.order = torch.arange(SIZES[-1], dtype=torch.int32, device=model.device)
 
-    def queries(self) -> int:
-        return max(16, self.layout.tile * int(self.heads))
+    def queries(self, heads: Heads) -> int:
+        return max(16, self.layout.tile * _group(heads))
 
-    def spans(self, rows: int) -> int:
-        return self.layout.most(rows) * self.model.kv_heads * self.splits(rows)
+    def spans(self, rows: int, heads: Heads) -> int:
+        return self.layout.most(rows) * heads.keys * self.splits(rows, False, heads)
 
-    def splits(self, rows: int, far: bool = False) -> int:
-        return super().splits(2)  # a step has few slots, and a tile holds several rows of one
+    def splits(self, rows: int, far: bool = False, heads: Heads | None = None) -> int:
+        return super().splits(2, False, heads)  # a step has few slots, and a tile holds several rows of one
 
     def tiles_of(self, rows: int) -> Tiles:
         return Tiles(self.layout.most(rows), self.layout.tile, self.tiled, self.layout.tiles)
 
     def attention(self, rows: int, index: int, layer: DecoderLayer) -> None:
         model, b, state, own = self.model, self.buffers, self.state, layer.attention
-        splits, cache = self.splits(rows), state.layer(index)
-        draft_attention.attend_drafts[(self.layout.most(rows) * model.kv_heads, splits)](
+        (heads, tile), cache = self.shape(index), state.layer(index)
+        splits = self.splits(rows, False, heads)
+        draft_attention.attend_drafts[(self.layout.most(rows) * heads.keys, splits)](
             b.q, cache.keys, cache.values, b.attended, b.part, b.stats, b.arrived,
             given(model.alibi, b.x), self.tiled, cache.table, given(own.sinks, b.x), self.layout.tiles,
             *self._paging(), own.scale, own.cap,
-            BLOCK=BLOCK, H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, GG=self.heads, GP=self.group,
-            BT=self.span, LEAST=self.least, SPLITS=splits, WINDOW=own.window, ALIBI=model.alibi is not None,
-            CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION=self.precision, PDL=self.pdl,
-            num_warps=4 if self.group * self.wide <= 4096 else 8, **self._launch(),
+            BLOCK=BLOCK, H=heads.queries, KV=heads.keys, D=heads.width, DP=heads.wide, GG=_group(heads),
+            GP=tile.queries, BT=tile.keys, LEAST=self.least, SPLITS=splits, WINDOW=own.window,
+            ALIBI=model.alibi is not None, CAP=own.cap > 0, SINKS=own.sinks is not None, PRECISION=self.precision,
+            PDL=self.pdl, num_warps=4 if tile.queries * heads.wide <= 4096 else 8, **self._launch(),
         )  # fmt: skip
 
     def sample(self, rows: int, logits: Tensor, advance: bool, masks: Tensor | None = None,
@@ -108,3 +110,8 @@ class DraftStep(TokenRows):
             b.out, self.tokens, b.slots, self.positions, self.firsts, s.tokens, s.seen, s.lengths, rows,
             self.model.vocabulary, s.slots, BR=SIZES[-1], PDL=self.pdl, num_warps=1, **self._launch(),
         )  # fmt: skip
+
+
+def _group(heads: Heads) -> int:
+    """Queries of a token that share a head of keys, padded."""
+    return int(triton.next_power_of_2(heads.shared))

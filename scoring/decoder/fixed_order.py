@@ -19,11 +19,12 @@ from scoring.decoder.buffers import packed
 from scoring.decoder.chunk_size import LONGEST_CHUNK, Span
 from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.kv_cache import KVCache, LayerCache
 from scoring.decoder.model import CachedModel, DecoderLayer, Linear
 from scoring.decoder.prefill import Prefiller
 from scoring.decoder.product_tile import ProductTile
-from scoring.decoder.prompt_attention import ChunkAttention, Run, Tiling
+from scoring.decoder.prompt_attention import ChunkAttention, Run
 from scoring.kernels import fixed_order
 
 #: Returns the launch options of the next kernel.
@@ -202,10 +203,10 @@ class FixedStep(Launcher):
         self.tiled[0] = torch.arange(self.rows, device=device)
         self.tiled[1] = 1
 
-    def queries(self) -> int:
+    def queries(self, heads: Heads) -> int:
         return group_of(self.model)
 
-    def splits(self, rows: int, far: bool = False) -> int:
+    def splits(self, rows: int, far: bool = False, heads: Heads | None = None) -> int:
         """Programs that share one key head of one row: one a span while they do not fill the GPU."""
         programs, spans = rows * self.model.kv_heads, triton.cdiv(self.state.max_length, self.keys)
         return int(spans if programs < _BUSY or (far and programs * spans <= _FAR_PROGRAMS) else 1)
@@ -255,7 +256,7 @@ class FixedAttention(ChunkAttention):
 
     def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
         self.model, self.state, self.rows, self.wide = model, state, rows, wide
-        self.tiling = Tiling(max(1, QUERIES // group_of(model)), BLOCK, 4, 2)
+        self.queries = max(1, QUERIES // group_of(model))
         self._none = torch.zeros(1, dtype=torch.float32, device=model.device)
         self._arrived = torch.zeros(1, dtype=torch.int32, device=model.device)
 

@@ -33,7 +33,7 @@ class HeadNorms(RankSums):
         decode_prefill.scatter_normed[(rows, (model.heads + 2 * model.kv_heads) // together)](
             b.qkv, given(bias, b.x), b.q, cache.keys, cache.values, *self._gains_of_heads(own), b.squares,
             *self._tables(layer), b.slots, self._fed()[2], cache.table, *self._paging(), own.q_norm.eps, BLOCK=BLOCK,
-            **self._heads(layer), DP=self.wide, BH=together, OWN=self.own, BIAS=bias is not None, WP=joint,
+            **self._heads(index, layer), DP=self.wide, BH=together, OWN=self.own, BIAS=bias is not None, WP=joint,
             RANKS=ranks, PDL=self.pdl, num_warps=4, **self._launch(),
         )  # fmt: skip
 
@@ -54,19 +54,19 @@ class HeadNorms(RankSums):
         return (self.buffers.x, self.buffers.x) if rotary is None else (rotary.cos, rotary.sin)
 
     def _paging(self) -> tuple[int, int]:
-        """Return the width of the slots' tables, and the blocks of the cache, scratch included."""
-        return self.state.width, self.state.blocks + 1
+        """Return the width of the slots' tables, and how many blocks of the cache lie between two heads of a layer."""
+        return self.state.width, self.state.apart
 
     def _gains_of_heads(self, own: Attention) -> tuple[Tensor, Tensor]:
         return affine(own.q_norm, self.buffers.x)[0], affine(own.k_norm, self.buffers.x)[0]
 
-    def _heads(self, layer: DecoderLayer) -> dict[str, Any]:
-        model, rotary = self.model, layer.attention.rotary
+    def _heads(self, index: int, layer: DecoderLayer) -> dict[str, Any]:
+        own, rotary = self.model.heads_of(index), layer.attention.rotary
         return {
-            "H": model.heads,
-            "KV": model.kv_heads,
-            "D": model.head_dim,
-            "HALF": model.head_dim // 2 if rotary is None else rotary.half,
+            "H": own.queries,
+            "KV": own.keys,
+            "D": own.width,
+            "HALF": own.width // 2 if rotary is None else rotary.half,
             "INTERLEAVED": rotary is not None and rotary.interleaved,
             "ROTARY": rotary is not None,
         }

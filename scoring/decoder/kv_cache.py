@@ -3,7 +3,8 @@
 Keys and values lie in blocks of 64 tokens, for the layers of one group; a slot's table in that group tells which block
 holds its tokens from 64 i on. There is one slot and one block more than asked for: the last are scratch, written by
 rows that pad a batch. On a CPU the cache is only address space: it takes memory as tokens are written, and gives it
-back when blocks are freed.
+back when blocks are freed. On a GPU, of layers whose heads differ, each block is one piece of memory, which is read as
+the heads of its group.
 """
 
 import math
@@ -46,7 +47,11 @@ class SamplingParams:
 
 
 class LayerCache(NamedTuple):
-    """A layer's keys and values [KV heads, blocks + 1, 64, D], and the table [slots + 1, width] of its group."""
+    """A layer's keys and values [KV heads, blocks + 1, 64, D], and the table [slots + 1, width] of its group.
+
+    Of an overlaid cache they are [heads of all, 64, D] from the layer's first head on: what the table says, plus the
+    head's number, tells where a block's keys of a head are.
+    """
 
     keys: Tensor
     values: Tensor
@@ -54,7 +59,10 @@ class LayerCache(NamedTuple):
 
 
 class Store(NamedTuple):
-    """Keys and values [layers of a group, KV heads, blocks + 1, 64, D] of all layers whose heads have one shape."""
+    """Keys and values [layers of a group, KV heads, blocks + 1, 64, D] of all layers whose heads have one shape.
+
+    Of an overlaid cache they are [blocks + 1, numbers of a block], of all layers.
+    """
 
     keys: Tensor
     values: Tensor
@@ -87,15 +95,20 @@ class KVCache:
         whole = self.groups.count * slots * self.width
         self.blocks = min(blocks or whole, whole)
         self.in_place = device.type == "cpu" and self.blocks == whole
+        self.overlaid = _overlaid(device, self.groups)
         self.dtype = dtype
         self._mapped: list[tuple[mmap.mmap, Shape]] = []
         # Each shape has a place for every block, which on a CPU takes no memory until it is written.
-        self.stores = {shape: self._store(shape, device) for shape in self.groups.shapes}
+        self.stores = {} if self.overlaid else {shape: self._store(shape, device) for shape in self.groups.shapes}
+        pieces = (self.blocks + 1 if self.overlaid else 0, self.groups.size * BLOCK)
+        self._pieces = Store(*(torch.zeros(pieces, dtype=dtype, device=device) for _ in range(2)))
+        self._units = [self.groups.size // width if self.overlaid else 1 for _, width in self.groups.shapes]
         tables = (self.groups.count, rows, self.width)
         self.table = torch.full(tables, self.blocks, dtype=torch.int32, device=device)
         if self.blocks == whole:
             order = torch.arange(self.blocks, dtype=torch.int32, device=device)
             self.table[:, :slots] = order.view(self.groups.count, slots, -1)
+        self.table *= torch.tensor(self._units, dtype=torch.int32, device=device)[:, None, None]
         self.lengths = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tokens = torch.zeros(rows, dtype=torch.int64, device=device)
         self.seen = torch.zeros(rows, model.vocabulary, dtype=torch.uint8, device=device)
@@ -126,8 +139,22 @@ class KVCache:
     def layer(self, index: int) -> LayerCache:
         """Keys, values and table of a layer."""
         group, place = self.groups.places[index]
-        store = self.stores[self.groups.shapes[group]]
+        heads, width = self.groups.shapes[group]
+        if self.overlaid:
+            keys, values = (each.view(-1, BLOCK, width)[place * heads :] for each in self._pieces)
+            return LayerCache(keys, values, self.table[group])
+        store = self.stores[heads, width]
         return LayerCache(store.keys[place], store.values[place], self.table[group])
+
+    @property
+    def memory(self) -> list[Tensor]:
+        """All memory of keys and values."""
+        return [each for store in (*self.stores.values(), self._pieces) for each in store]
+
+    @property
+    def apart(self) -> int:
+        """Blocks between those of a layer's heads, for kernels: in an overlaid cache a block's heads are together."""
+        return 1 if self.overlaid else self.blocks + 1
 
     def in_order(self, index: int) -> tuple[Tensor, Tensor]:
         """A layer's keys and values [KV heads, slots, tokens, D], each slot's in order, of a cache in place."""
@@ -165,9 +192,11 @@ class KVCache:
         self.long[slot] = long
 
     def entries(self, grown: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int]]:
-        """Places in the tables, counted through them, and blocks, of (group, slot, number of a block in it, block)."""
-        rows = self.slots + 1
-        return [((group * rows + slot) * self.width + number, block) for group, slot, number, block in grown]
+        """Places in the tables, counted through them, and what they say, of (group, slot, a block's number, block)."""
+        rows, units = self.slots + 1, self._units
+        return [
+            ((group * rows + slot) * self.width + number, block * units[group]) for group, slot, number, block in grown
+        ]
 
     def extend(self, grown: Iterable[tuple[int, int, int, int]]) -> None:
         """Enter blocks in the tables, as `entries` tells."""
@@ -176,6 +205,10 @@ class KVCache:
 
     def copy(self, group: int, source: int, target: int) -> None:
         """Copy a group's block, keys and values, to another block."""
+        if self.overlaid:
+            for piece in self._pieces:
+                piece[target] = piece[source]
+            return
         for cache in self.stores[self.groups.shapes[group]]:
             cache[:, :, target] = cache[:, :, source]
 
@@ -207,6 +240,11 @@ class KVCache:
     def bytes(self) -> int:
         """Most bytes of keys and values that blocks hold."""
         return 2 * (self.blocks + 1) * self.groups.size * BLOCK * self.dtype.itemsize
+
+
+def _overlaid(device: torch.device, groups: LayerGroups) -> bool:
+    """True if groups whose heads differ are to read the same memory: on a GPU each place of a block takes some."""
+    return device.type != "cpu" and len(set(groups.shapes)) > 1
 
 
 def _runs(blocks: list[int]) -> Iterable[tuple[int, int]]:

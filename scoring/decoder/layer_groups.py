@@ -5,6 +5,7 @@ heads of one shape. A sequence has a table and blocks of its own in each group: 
 other groups stay. All groups take their blocks from one pool, of as much room as the largest group needs.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,12 @@ def group_layers(layers: Sequence[Kept], length: int) -> LayerGroups:
         together = [layer._replace(window=window) for layer in own]
         tried.append(of_size(together, sum(layer.heads * layer.width for layer in writing)))
     if len(kinds) > 1:
-        sizes = {number * kind.heads * kind.width for kind, count in kinds.items() for number in range(1, count + 1)}
+        unit = math.lcm(*(kind.width for kind in kinds))  # a block of any group is whole heads of each
+        sizes = {
+            -(-number * kind.heads * kind.width // unit) * unit
+            for kind, count in kinds.items()
+            for number in range(1, count + 1)
+        }
         least = max(kind.heads * kind.width for kind in kinds)
         tried += [of_size(own, size) for size in sorted(sizes) if size >= least]
     typical = min(length, _TYPICAL * longest or length)

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept
 from scoring.distributed.tp_group import TensorParallelGroup
 from scoring.lora.bank import GroupedLowRank
@@ -199,6 +200,7 @@ class CachedModel(Protocol):
     def device(self) -> torch.device: ...
     @property
     def kept(self) -> list[Kept]: ...
+    def heads_of(self, index: int) -> Heads: ...
 
 
 @dataclass
@@ -232,6 +234,10 @@ class DecoderModel:
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
         return [Kept(layer.attention.window, self.kv_heads, self.head_dim) for layer in self.layers]
+
+    def heads_of(self, index: int) -> Heads:
+        """Heads of a layer: alike in all."""
+        return Heads(self.heads, self.kv_heads, self.head_dim)
 
     @property
     def hidden(self) -> int:

@@ -95,7 +95,7 @@ class Prefiller(TokenRows):
         self.longest = longest
         self.attending = self._attending(longest)
         parts = min(PARTS, state.slots)
-        self.layout = Layout(longest, parts, self.attending.tiling.queries)
+        self.layout = Layout(longest, parts, self.attending.queries)
         self.numbers = torch.zeros(self.layout.size, dtype=torch.int32, device=model.device)
         rows, self.ends, self.tiled = self.layout.cut(self.numbers)
         self.tokens, self.positions = rows[0], rows[2]
@@ -124,7 +124,7 @@ class Prefiller(TokenRows):
         self.model.finish(self.logits)
 
     def _attending(self, rows: int) -> ChunkAttention:
-        return ChunkAttention(self.model, self.state, rows, self.wide)
+        return ChunkAttention(self.model, self.state, rows)
 
     def project(self, x: Tensor, linear: Linear, out: Tensor) -> None:
         """Compute out [parts, N] = x W^T."""

@@ -6,7 +6,7 @@ are gathered, each span's result is kept, and the kernel goes on from these.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import LONGEST_CHUNK, SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
+from scoring.decoder.head_shapes import Heads, shapes_of
 from scoring.decoder.kv_cache import KVCache
 from scoring.decoder.model import CachedModel
 from scoring.kernels import decode_prefill
@@ -39,19 +40,30 @@ class Tiling:
 
 #: By bytes of a number and padded size of a head, up to which it holds (benchmarks/results/prompt_attention.json).
 TILINGS = {
-    2: {64: Tiling(64, 64, 4, 2), 128: Tiling(64, 64, 4, 3), 256: Tiling(64, 32, 4, 2)},
-    4: {64: Tiling(64, 32, 4, 1), 128: Tiling(32, 32, 4, 1), 256: Tiling(16, 32, 4, 1)},
+    2: {64: Tiling(64, 64, 4, 2), 128: Tiling(64, 64, 4, 3), 256: Tiling(64, 32, 4, 2), 512: Tiling(32, 16, 8, 2)},
+    4: {64: Tiling(64, 32, 4, 1), 128: Tiling(32, 32, 4, 1), 256: Tiling(16, 32, 4, 1), 512: Tiling(16, 16, 8, 1)},
 }
 #: The same where cards have a copy engine and it gains.
 DESCRIBED = {128: Tiling(128, 64, 4, 2, described=True)}
+#: The same on Hopper, whose products are of 64 queries, and whose programs have 227 KiB of shared memory, not 99.
+HOPPER = {512: Tiling(64, 32, 8, 2)}
 
 
-def tiling_of(model: CachedModel, wide: int, narrow: bool = False) -> Tiling:
-    """Tiling for heads of `wide` numbers, of a cache that may be narrower than the model."""
-    copied = model.device.type == "cuda" and torch.cuda.get_device_capability(model.device) >= (9, 0)
-    if copied and not narrow and model.dtype.itemsize == 2 and wide in DESCRIBED and not model.head_dim % 8:
-        return DESCRIBED[wide]
-    known = TILINGS[model.dtype.itemsize]
+def tilings_of(model: CachedModel, state: KVCache) -> dict[Heads, Tiling]:
+    """Tilings of a model's shapes of heads: of equally many queries, since one layout of tiles is for all layers."""
+    found = {own: _tiling(model, state, own) for own in shapes_of(model)}
+    least = min(tiling.queries for tiling in found.values())
+    return {own: replace(tiling, queries=least) for own, tiling in found.items()}
+
+
+def _tiling(model: CachedModel, state: KVCache, heads: Heads) -> Tiling:
+    known, wide = TILINGS[model.dtype.itemsize], heads.wide
+    if model.device.type == "cuda" and model.dtype.itemsize == 2:
+        capability = torch.cuda.get_device_capability(model.device)
+        plain = not state.narrow and not state.overlaid  # keys as descriptors take them
+        if capability >= (9, 0) and plain and wide in DESCRIBED and not heads.width % 8:
+            return DESCRIBED[wide]
+        known = known | HOPPER if capability[0] == 9 else known
     return known[min(size for size in known if size >= wide)]
 
 
@@ -60,9 +72,10 @@ class ChunkAttention:
 
     slots: Tensor  # [parts] int32, those of the chunk's parts
 
-    def __init__(self, model: CachedModel, state: KVCache, rows: int, wide: int) -> None:
-        self.model, self.state, self.rows, self.wide = model, state, rows, wide
-        self.tiling = tiling_of(model, wide, state.narrow)
+    def __init__(self, model: CachedModel, state: KVCache, rows: int) -> None:
+        self.model, self.state, self.rows = model, state, rows
+        self.tilings = tilings_of(model, state)
+        self.queries = next(iter(self.tilings.values())).queries  # of a tile
         self.precision = "ieee" if model.dtype == torch.float32 else "tf32"
         made: dict[str, Any] = {"dtype": model.dtype, "device": model.device}
         longest = 0 if state.narrow else state.max_length  # cuDNN takes no keys in FP8
@@ -100,7 +113,9 @@ class ChunkAttention:
     def attend(self, index: int, q: Tensor, out: Tensor, tiled: Tensor, tiles: int, slopes: Tensor, pdl: bool,
                launch: dict[str, Any], runs: Sequence[Run] = ()) -> None:  # fmt: skip
         """Enqueue out [T, H, D] of q [T, H, D] for the first tiles of `tiled`; `runs`: parts, if some have spans."""
-        model, state, own, tiling = self.model, self.state, self.model.layers[index].attention, self.tiling
+        model, state, own = self.model, self.state, self.model.layers[index].attention
+        heads, cache = model.heads_of(index), state.layer(index)
+        tiling = self.tilings[heads]
         parted = bool(runs) and is_plain(own)
         rows, results = self.rows, (self._part, self._stats)
         if parted and sum(runs[-1][:2]) <= self._few:
@@ -109,12 +124,11 @@ class ChunkAttention:
         for part, (row, count, spans) in enumerate(runs) if parted else ():
             for number, some in _together(spans, self._room if rows == self._few else 0):
                 self._spans(index, q, row, count, part, number, some, results)
-        cache = state.layer(index)
-        keys, values = self._source(cache.keys), self._source(cache.values)
-        decode_prefill.attend_prompt[(tiles, model.heads)](
+        keys, values = (_source(each, tiling) for each in (cache.keys, cache.values))
+        decode_prefill.attend_prompt[(tiles, heads.queries)](
             q, keys, values, out, slopes, tiled, cache.table, q if own.sinks is None else own.sinks, *results,
-            tiled.shape[1], state.width, state.blocks + 1, rows, own.scale, own.cap, BLOCK=BLOCK,
-            H=model.heads, KV=model.kv_heads, D=model.head_dim, DP=self.wide, BM=tiling.queries, BN=tiling.keys,
+            tiled.shape[1], state.width, state.apart, rows, own.scale, own.cap, BLOCK=BLOCK,
+            H=heads.queries, KV=heads.keys, D=heads.width, DP=heads.wide, BM=tiling.queries, BN=tiling.keys,
             SPANS=parted, WINDOW=own.window, ALIBI=model.alibi is not None, CAP=own.cap > 0,
             SINKS=own.sinks is not None, DESCRIBED=tiling.described, PRECISION=self.precision, PDL=pdl,
             num_warps=tiling.warps, num_stages=tiling.stages, **launch,
@@ -131,14 +145,6 @@ class ChunkAttention:
                     for scale in scales:
                         attend_whole(_repeated(queries, count), *self._gathered(count, keys), scale)
 
-    def _source(self, cache: Tensor) -> Any:
-        """A layer's keys or values [KV, blocks, BLOCK, D] as the kernel takes them."""
-        if not self.tiling.described:
-            return cache
-        from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found,unused-ignore]
-
-        return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[-1]), [self.tiling.keys, self.wide])
-
     def _spans(self, index: int, q: Tensor, row: int, count: int, part: int, number: int, spans: Sequence[Span],
                results: tuple[Tensor, Tensor]) -> None:  # fmt: skip
         """Enqueue the attention of a part over spans of equally many keys, into their places among the results."""
@@ -147,7 +153,7 @@ class ChunkAttention:
         for place, (first, _) in enumerate(spans):
             decode_prefill.gather[(keys // BLOCK, model.kv_heads, triton.cdiv(size, _COPIED))](
                 cache.keys, cache.values, cache.table, self.slots, k[place], v[place], part, state.width,
-                first // BLOCK, state.blocks + 1, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
+                first // BLOCK, state.apart, keys // BLOCK, SIZE=size, BE=_COPIED, num_warps=4,
             )  # fmt: skip
         padded = min(self.rows, max(min(SPANS.values()), triton.next_power_of_2(count)))
         begin = min(row, self.rows - padded)
@@ -162,6 +168,16 @@ class ChunkAttention:
         shape = (count, self.model.kv_heads, keys, self.model.head_dim)
         k, v = (whole[: math.prod(shape)].view(shape) for whole in (self._keys, self._values))
         return k, v
+
+
+def _source(cache: Tensor, tiling: Tiling) -> Any:
+    """A layer's keys or values [KV, blocks, BLOCK, D] as the kernel takes them."""
+    if not tiling.described:
+        return cache
+    from triton.tools.tensor_descriptor import TensorDescriptor  # type: ignore[import-not-found,unused-ignore]
+
+    wide = triton.next_power_of_2(max(16, cache.shape[-1]))
+    return TensorDescriptor.from_tensor(cache.view(-1, cache.shape[-1]), [tiling.keys, wide])
 
 
 def _together(spans: Sequence[Span], room: int) -> list[tuple[int, Sequence[Span]]]:

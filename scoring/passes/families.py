@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 #: Tiers of the static decoder: adapters' own model and kernels, or transformers' modules over its cache.
 Tier = Literal["fused", "generic"]
-LONGEST_HEAD = 256  # numbers of a head that a GPU's attention kernels hold
+LONGEST_HEAD = 512  # numbers of a head that a GPU's attention kernels hold
 
 
 class Families(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoring.decoder.buffers import packed
 from scoring.decoder.cuda_backend import CudaBackend
 from scoring.decoder.decode_step import Launcher
 from scoring.decoder.draft_step import DraftStep
@@ -185,14 +186,16 @@ def _forward(own: Launcher, rows: int, tokens: Tensor, positions: Tensor, picked
 def paged_attention(own: Launcher, rows: int) -> Attend:
     """Attention of a launcher's rows by this package's kernels, which write their keys and values to the cache."""
     model: Any = own.model
-    b = own.buffers
-    width, heads = model.head_dim, model.heads + 2 * model.kv_heads
+    b, readers = own.buffers, own.state.groups.readers
 
     def attend(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        layer = model.layers[index]
-        torch.cat((q, k, v), 1, out=b.qkv.view(-1)[: rows * heads * width].view(rows, heads, width))
-        own.scatter(rows, index, layer)
+        layer, heads = model.layers[index], model.heads_of(index)
+        if index in readers:  # its keys and values are in the cache
+            packed(b.q, rows, heads.queries * heads.width).copy_(q.flatten(1))
+        else:
+            torch.cat((q, k, v), 1, out=packed(b.qkv, rows, heads.product).view(rows, -1, heads.width))
+            own.scatter(rows, index, layer)
         own.attention(rows, index, layer)
-        return b.attended[:rows]
+        return packed(b.attended, rows, heads.queries * heads.width)
 
     return attend

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from scoring.decoder.generic.compiled import Forward, in_place_of
 from scoring.decoder.generic.interface import listening
 from scoring.decoder.generic.recurrent import SlotCache, SlotStates, in_chunks
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept
 from scoring.decoder.model import Attention
 from scoring.distributed.tp_group import TensorParallelGroup
@@ -25,6 +26,7 @@ class GenericLayer:
 
     attention: Attention
     kept: Kept  # narrower values are padded to the width of keys
+    heads: int  # of queries
     parallel: bool = False
 
 
@@ -32,8 +34,8 @@ class GenericLayer:
 class GenericModel:
     """A model and its attention calls; the other fields are those of a `DecoderModel` that cache and attention read.
 
-    `heads`, `kv_heads` and `head_dim` are the largest of any layer; a GPU's kernels need them to be alike in all. With
-    `recurrent` states its forwards are `forward_batch`'s.
+    `heads`, `kv_heads` and `head_dim` are the largest of any layer. With `recurrent` states its forwards are
+    `forward_batch`'s.
     """
 
     family: str
@@ -65,6 +67,11 @@ class GenericModel:
     def kept(self) -> list[Kept]:
         """Keys and values that each layer keeps of a sequence."""
         return [layer.kept for layer in self.layers] or [Kept(0)]  # without attention, tokens take their places alone
+
+    def heads_of(self, index: int) -> Heads:
+        """Heads of a layer, which may differ from another's."""
+        layer = self.layers[index]
+        return Heads(layer.heads, *layer.kept.shape)
 
     @property
     def scratch_width(self) -> int:
@@ -118,14 +125,20 @@ class GenericModel:
         return logits
 
     def step_bytes(self) -> int:
-        """Bytes of weights that one decode step may read: all, but for an embedding that is no head."""
+        """Bytes of weights that a decode step of one row must read: no embedding that is no head, no idle experts."""
         table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         idle = table.weight.nbytes if head is not None and head.weight is not table.weight else 0
-        return int(sum(parameter.nbytes for parameter in self.module.parameters()) - idle)
+        return int(sum(_read(name, each, self.module.config) for name, each in self.module.named_parameters()) - idle)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""
         return 2 * sum(own.heads * own.width for own in self.kept if own.source < 0) * self.dtype.itemsize
+
+
+def _read(name: str, weight: Tensor, config: Any) -> float:
+    """Bytes of a parameter that a step of one row reads; experts are stacked, and it reads those that it chooses."""
+    chosen = getattr(config, "num_experts_per_tok", None) if ".experts." in name else None
+    return weight.nbytes * chosen / len(weight) if chosen else weight.nbytes
 
 
 def own_forward(module: Any, team: TensorParallelGroup | None) -> Forward:

@@ -86,7 +86,7 @@ def _described(model: Any, length: int, team: TensorParallelGroup | None, slots:
         _check_calls(calls, getattr(config, "num_hidden_layers", None), device)
     elif attending:
         _check_calls(calls, attending, device, repeats=True)
-    layers = [GenericLayer(call.rule, kept) for call, kept in zip(calls, _kept(calls), strict=True)]
+    layers = [GenericLayer(call.rule, kept, call.q.shape[1]) for call, kept in zip(calls, _kept(calls), strict=True)]
     described = GenericModel(
         family=model.config.model_type,
         module=model,
@@ -164,16 +164,14 @@ def _check_calls(calls: Sequence[_Call], layers: int | None, device: torch.devic
     if layers is not None and len(calls) != layers:
         raise Unlike(f"{len(calls)} attention calls of {layers} layers: the others keep a state of another kind")
     if device.type == "cuda":
-        _check_kernels({(call.q.shape[1], call.k.shape[1], call.q.shape[3]) for call in calls})
+        _check_kernels({call.q.shape[3] for call in calls})
 
 
-def _check_kernels(shapes: Collection[tuple[int, int, int]]) -> None:
-    """Raise Unlike for heads that the attention kernels of a GPU do not hold."""
-    for _, _, width in sorted(shapes):
+def _check_kernels(widths: Collection[int]) -> None:
+    """Raise Unlike for heads of a width that the attention kernels of a GPU do not hold."""
+    for width in sorted(widths):
         if width > LONGEST_HEAD or width % 2:
             raise Unlike(f"heads of {width}: the attention kernels hold even ones up to {LONGEST_HEAD}")
-    if len(shapes) > 1:
-        raise Unlike("its layers differ in their heads: the attention kernels hold one shape")
 
 
 class CallRecorder:

@@ -129,14 +129,18 @@ def gemma4(size: str, **changes: Any) -> Profile:
     return llama(**(shape | changes))
 
 
-def test_heads_beyond_a_gpu_s_kernels_have_no_paged_cache_there() -> None:
+def test_heads_of_512_have_a_paged_cache_on_a_gpu_and_wider_ones_have_none() -> None:
     facts = gemma4("E2B")
     assert facts.widest_head == 512
-    assert not is_paged(work(facts), all_skus()[H100], 1)
+    assert is_paged(work(facts), all_skus()[H100], 1)
     made = planned(facts, H100)
     [decision] = [each for each in made.passes if each.name == "static_decode"]
-    assert not decision.take
-    assert "Heads of 512 exceed the attention kernel's 256" in decision.reason
+    assert decision.take
+    assert made.kv_cache_tokens > 100_000
+    wide = facts.model_copy(update={"cached_layers": (CachedLayers(layers=35, heads=1, head_dim=576),)})
+    assert not is_paged(work(wide), all_skus()[H100], 1)
+    [decision] = [each for each in planned(wide, H100).passes if each.name == "static_decode"]
+    assert "Heads of 576 exceed the attention kernel's 512" in decision.reason
 
 
 def test_heads_are_not_the_hidden_size_by_their_number() -> None:

@@ -23,8 +23,12 @@ _ROWS, _BLOCKS = 64, 8
 _GROWING, _MORE = 56, 12  # tokens of a row that is admitted with one block and comes to need another
 
 
-def check_company_of_64(served: Served, model: Any, tier: Tier) -> None:
-    """Compare each answer of a model with plain transformers over that row alone; `served` lends its task."""
+def check_company_of_64(served: Served, model: Any, tier: Tier, plain: Any = None) -> None:
+    """Compare each answer of a model with plain transformers over that row alone; `served` lends its task.
+
+    `plain`: the model on a CPU, where it is not that itself.
+    """
+    plain = plain or model
     decoder = Decoder(model, 16, 128, tokens=_BLOCKS * BLOCK, tier=tier)
     task, rng = served.service.task, random.Random(0)
     before = dict(served.service.statistics())
@@ -47,12 +51,12 @@ def check_company_of_64(served: Served, model: Any, tier: Tier) -> None:
         scheduler.step()
     whole = [torch.tensor(ids + list(done[number][0])) for number, ids in prompts.items()]
     with torch.inference_mode():  # what pads a row comes behind it, and changes nothing
-        picked = model(pad_sequence(whole, batch_first=True).to(model.device)).logits.argmax(-1)
+        picked = plain(pad_sequence(whole, batch_first=True).to(plain.device)).logits.argmax(-1)
     for number, ids in prompts.items():
         answer = list(done[number][0])
         found = picked[number, len(ids) - 1 : len(ids) + len(answer) - 1].tolist()
         if found != answer and decoder.recurrent is not None:  # some modules compute a step otherwise than a prompt
-            found = plain_logits(model, ids + answer, len(ids)).argmax(-1)[len(ids) - 1 : -1].tolist()
+            found = plain_logits(plain, ids + answer, len(ids)).argmax(-1)[len(ids) - 1 : -1].tolist()
         assert found == answer, number
     told = served.service.statistics()
     assert told["preemptions"] > before["preemptions"]

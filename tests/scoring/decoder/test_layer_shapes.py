@@ -189,12 +189,12 @@ def test_a_mask_that_knows_the_tokens_of_one_forward_is_read_within_them() -> No
 # --- refusals, facts
 
 
-def test_a_gpu_s_kernels_hold_one_shape_of_heads() -> None:
-    _check_kernels({(8, 1, 256)})
-    with pytest.raises(Unlike, match="differ in their heads"):
-        _check_kernels({(8, 1, 256), (8, 2, 128)})
-    with pytest.raises(Unlike, match="heads of 512"):
-        _check_kernels({(8, 1, 256), (8, 1, 512)})
+def test_a_gpu_s_kernels_hold_even_heads_up_to_512_that_may_differ() -> None:
+    _check_kernels({128, 256, 512})
+    with pytest.raises(Unlike, match="heads of 576"):
+        _check_kernels({64, 576})
+    with pytest.raises(Unlike, match="heads of 65"):
+        _check_kernels({64, 65})
 
 
 def test_attention_in_both_directions_throughout_is_refused() -> None:

@@ -8,6 +8,7 @@ import torch
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import longest_chunk, row_bytes, span_bytes
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.layer_groups import Kept, group_layers
 from scoring.decoder.pool_size import block_bytes, pool_blocks, scratch_bytes
 from scoring.limits.memory_shares import LEAST_CACHE_TOKENS, RESERVE_BYTES
@@ -29,6 +30,7 @@ def model(device: str = "cuda", least: int | None = None) -> Any:
         heads=24,
         kv_heads=8,
         head_dim=128,
+        heads_of=lambda index: Heads(24, 8, 128),
         hidden=3072,
         vocabulary=128_256,
         dtype=torch.bfloat16,

@@ -17,7 +17,9 @@ if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
 
 from scoring.decoder import chunk_size, prompt_attention  # noqa: E402
 from scoring.decoder.block_pool import BLOCK  # noqa: E402
+from scoring.decoder.head_shapes import Heads  # noqa: E402
 from scoring.decoder.kv_cache import KVCache  # noqa: E402
+from scoring.decoder.layer_groups import Kept  # noqa: E402
 from scoring.decoder.model import Attention, Linear  # noqa: E402
 from scoring.decoder.prefill import Layout, Part, runs_of  # noqa: E402
 from scoring.decoder.prompt_attention import ChunkAttention, Tiling  # noqa: E402
@@ -34,6 +36,8 @@ def model_of(head_dim: int = 16, alibi: bool = False, dtype: torch.dtype = torch
         heads=4,
         kv_heads=2,
         head_dim=head_dim,
+        kept=[Kept(own.get("window", 0), 2, head_dim)],
+        heads_of=lambda index: Heads(4, 2, head_dim),
         vocabulary=8,
         alibi=torch.tensor([0.5, 0.25, 0.125, 0.0625], device=DEVICE) if alibi else None,
         dtype=dtype,
@@ -80,8 +84,8 @@ def plain(model: Any, state: KVCache, q: torch.Tensor) -> torch.Tensor:
 
 def attended(model: Any, state: KVCache, q: torch.Tensor, rows: int, alone: bool = False) -> torch.Tensor:
     """By the kernel, in a layout of more tiles than are used; prefixes by spans where there are any."""
-    ours = ChunkAttention(model, state, rows, max(16, 1 << (model.head_dim - 1).bit_length()))
-    layout = Layout(rows, 4, ours.tiling.queries)
+    ours = ChunkAttention(model, state, rows)
+    layout = Layout(rows, 4, ours.queries)
     numbers = torch.zeros(layout.size, dtype=torch.int32)
     spans = [ours.spans(len(ids), position, alone, rows) for _, position, ids in PARTS]
     layout.fill(numbers, PARTS, 3, spans)
