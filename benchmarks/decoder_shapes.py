@@ -81,7 +81,9 @@ _QWEN3_MOE_SMALL = {  # Qwen3-30B-A3B at a quarter of its depth
     "moe_intermediate_size": 768, "norm_topk_prob": True,
 }  # fmt: skip
 _MIXTRAL_SMALL = _MISTRAL_7B | {"num_hidden_layers": 8, "num_local_experts": 8, "num_experts_per_tok": 2}
-_GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32}  # gpt-oss-20b at half its depth
+# gpt-oss-20b at half its depth, its windows as long as the measured context, since transformers' StaticCache over
+# shorter ones has no room for a token past them in a graph.
+_GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32, "sliding_window": 384}
 _OLMO2_7B = {
     "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import mii_azure
@@ -18,6 +21,10 @@ from mii_azure.model.families import find_task
 from mii_azure.model.profile import profile, supported_tasks, task_check
 from mii_azure.model.resolved import Model
 from mii_azure.model.safetensors import Weights
+from scoring.config import Deployment
+from scoring.errors import LoadError
+from scoring.model.loader import survey
+from scoring.passes.hf_verify import reload
 from tests import tiny_tokenizers
 from tests.scoring.conftest import Served
 from tests.scoring.encoders import TEXTS, assert_agree, oracle
@@ -183,6 +190,42 @@ def test_the_text_part_of_a_model_of_images(name: str, tmp_path: Path, serving: 
     assert [each[0]["generated_text"] for each in answers] == wanted
     with pytest.raises(TaskUnsupported, match=r"It can do: text-generation, conversational\."):
         mii_azure.plan("feature-extraction", str(folder))
+
+
+def test_gemma_3n_is_served_without_the_library_that_its_towers_need(tmp_path: Path, serving: Serving) -> None:
+    """Only the text part is loaded; the tensors of towers stay in the file."""
+    tokenizer, folder, plain = tiny_tokenizers.gemma(CONTEXT), tmp_path / "model", tmp_path / "text"
+    size = {"vocab_size": len(tokenizer), "vocab_size_per_layer_input": len(tokenizer)}
+    write(plain, tiny_causal("gemma3n_text", **size), tokenizer)
+    shutil.copytree(plain, folder)
+    held = load_file(plain / "model.safetensors")
+    whole = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in held.items()}
+    towers = {"model.vision_tower.timm_model.stem.weight": torch.zeros(2, 2)}
+    save_file(whole | towers, folder / "model.safetensors", {"format": "pt"})
+    text = json.loads((plain / "config.json").read_text(encoding="utf-8"))
+    parts = {"text_config": text, "vision_config": {"model_type": "gemma3n_vision"}, "audio_config": {}}
+    told = {"model_type": "gemma3n", "architectures": ["Gemma3nForConditionalGeneration"], "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(told | parts), encoding="utf-8")
+    planned = mii_azure.plan("text-generation", str(folder))
+    assert (planned.profile.layers, planned.context_length) == (6, CONTEXT)
+    served = serving(folder, "text-generation")
+    assert type(served.service.loaded.model).__name__ == "Gemma3nForCausalLM"
+    answers = served.ok(list(PROMPTS), max_new_tokens=8, return_full_text=False)
+    assert [each[0]["generated_text"] for each in answers] == generated(
+        plain, transformers.AutoModelForCausalLM, PROMPTS
+    )
+    before = served.service.loaded.model.state_dict()
+    reload(served.service.loaded.model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in served.service.loaded.model.state_dict().items())
+
+
+@pytest.mark.skipif(find_spec("timm") is not None, reason="timm is installed")
+def test_a_model_that_needs_another_library_is_refused_with_its_name(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("perception_lm")
+    config.architectures = ["PerceptionLMForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"needs a library that is not installed: .*timm"):
+        survey(Deployment("tiny", "text-generation"), tmp_path)
 
 
 def described(config: dict[str, Any], parameters: int = 10**8) -> Model:

@@ -17,6 +17,7 @@ from scoring.decoder.decoder import Decoder
 from scoring.decoder.generic.recurrent import in_pieces
 from scoring.decoder.verify import errors, reference
 from scoring.errors import LoadError
+from scoring.model_files.text_part import RENAMED
 from scoring.passes.base import BOUNDS
 from scoring.passes.families import GENERIC_DECODE, STATIC_DECODE
 from tests.tiny_causal import tiny_causal
@@ -67,6 +68,9 @@ class Row(NamedTuple):
 
 def tried(family: str) -> Row:
     """Try a type in the tier that serves it."""
+    if family in RENAMED:
+        text = tried(f"{family}_text")
+        return text._replace(family=family, told=f"{text.told}; its text part, as {text.family}")
     if family in GENERIC_DECODE.refused:
         return Row(family, "generate", GENERIC_DECODE.refused[family])
     try:

@@ -29,8 +29,9 @@ def canonical(
     """Canonical request for a form's file and fields, and the form that its answer is to have."""
     one = {name: values[-1] for name, values in fields.items() if values}
     check_served({"model": one.get("model")}, deployment, (TASK,), path)
-    if file is None:
-        raise InvalidInput("The file is missing.", 'Send a sound file as the form\'s field "file".', "file")
+    if not file:
+        fault = "missing" if file is None else "empty"
+        raise InvalidInput(f"The file is {fault}.", 'Send a sound file as the form\'s field "file".', "file")
     for name in one:
         if name not in _FIELDS | _IGNORED:
             raise InvalidParameter(f"{name[:80]} is not served here.", f'Leave out "{name[:80]}".', name[:80])
@@ -94,6 +95,8 @@ def in_words_of_the_form() -> Iterator[None]:
 def name_field(error: MiiAzureError) -> None:
     """Name the form's field where an error names a canonical request's."""
     error.where = _PLACES.get(error.where, error.where.removeprefix("parameters."))
+    if error.where == "file":
+        error.hint = error.hint.replace(", in base64", "")  # which a form's file is not
 
 
 def rendered(answer: dict[str, Any], form: str, path: str) -> tuple[str, str]:

@@ -209,6 +209,7 @@ SCORING_FILES = (
     "model_files/__init__.py",
     "model_files/own_code.py",
     "model_files/shards.py",
+    "model_files/text_part.py",
     "passes/__init__.py",
     "passes/base.py",
     "passes/compile.py",

@@ -285,9 +285,6 @@ class CudaBackend:
             for asked in (masks, None):
                 told.sample(1, logits, advance=False, masks=asked, slots=self._sampled)
         self._settle_ranks()
-        for size in sorted(self.graphs.near, reverse=True) if self._team is None else ():
-            self._place([self._scratch] * size)
-            self.put_off.capture(size, self._captured)
 
     def plan(self) -> None:
         """Prepare libraries' state of each thread: called on the thread that will run this."""

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.decode_step import Launcher
-from scoring.decoder.graphs import Launches
 from scoring.decoder.pending import Pending
 from scoring.decoder.transfers import PinnedUpload, SideUpload, Wait, fill
 
@@ -54,10 +53,7 @@ class _Some:
 
 
 class PutOffSampling:
-    """Sampling of a launcher's last step, if it was put off; `read` begins to read what was picked for some rows.
-
-    Graphs hold it for usual numbers of rows, since a step's two launches take the host longer than one replay.
-    """
+    """Sampling of a launcher's last step, if it was put off; `read` begins to read what was picked for some rows."""
 
     def __init__(
         self, launcher: Launcher, rows: int, wait: Wait, beside: SideUpload, read: Callable[[int], Pending]
@@ -67,17 +63,9 @@ class PutOffSampling:
         self._read = read
         self._last: PutOffTokens | None = None
         self.newest = False  # nothing was picked since
-        device, words = launcher.model.device, -(-launcher.model.vocabulary // 32)
-        self._masks = torch.zeros(rows, words, dtype=torch.int32, device=device)
-        self._masked = torch.full((rows,), -1, dtype=torch.int32, device=device)
+        self._masked = torch.zeros(rows, dtype=torch.int32, device=launcher.model.device)
         self._sent = PinnedUpload(wait, rows)
         self._told: list[int] = []  # what the device was told last
-        self._graphs: dict[int, Launches] = {}  # by rows
-
-    def capture(self, rows: int, captured: Callable[[Callable[[], object]], Launches]) -> None:
-        """Capture the sampling of so many rows, which run once: they have to stand for the scratch slot."""
-        logits = self._launcher.logits_of(rows)
-        self._graphs[rows] = captured(lambda: self._enqueue(rows, logits, self._masks))
 
     def put_off(self, slots: Sequence[int], rows: int, left: Collection[int]) -> PutOffTokens:
         """Put off the sampling of a step that was just enqueued."""
@@ -107,15 +95,8 @@ class PutOffSampling:
         if masked != self._told:
             self._told = masked
             self._sent.send(self._masked[: len(masked)], partial(fill, masked))
-        graph = self._graphs.get(last.rows)
-        if graph is None or masks.shape[1] != self._masks.shape[1]:  # a tokenizer may have more tokens than the model
-            self._enqueue(last.rows, last.logits, self._beside.send(masks, last.logits.device))
-        else:
-            self._beside.write(masks, self._masks)
-            graph.replay()
+        held = self._beside.send(masks, last.logits.device)
+        self._launcher.sample(last.rows, last.logits, advance=True, masks=held, masked=self._masked)
         self._last = None
         last.read = self._read(len(last.slots))
         return _Some(last.read, [last.slots.index(slot) for slot in slots])
-
-    def _enqueue(self, rows: int, logits: Tensor, masks: Tensor) -> None:
-        self._launcher.sample(rows, logits, advance=True, masks=masks, masked=self._masked)

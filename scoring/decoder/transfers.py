@@ -58,12 +58,6 @@ class SideUpload:
         copied.record_stream(current)
         return copied
 
-    def write(self, source: Tensor, target: Tensor) -> None:
-        """Copy a page-locked tensor to the first rows of one whose last readers were waited for."""
-        with torch.cuda.stream(self._stream):
-            target[: source.shape[0]].copy_(source, non_blocking=True)
-        torch.cuda.current_stream().wait_stream(self._stream)
-
 
 class PendingTokens:
     """Tokens being copied to the host, into a buffer from `spare` that is returned there when they are read."""

@@ -26,6 +26,7 @@ from scoring.model.loaded import Loaded
 from scoring.model.tokenizer_files import reason_of, tokenizer_of
 from scoring.model_files.own_code import fault_of
 from scoring.model_files.shards import refuse_outside
+from scoring.model_files.text_part import text_part
 from scoring.passes.base import Facts, Hardware, Pass
 from scoring.passes.runner import Chosen, choose, tell_differences
 from scoring.quantization.loading import from_pretrained
@@ -92,6 +93,8 @@ def survey(deployment: Deployment, folder: Path) -> Facts:
             model = _made("from_config", deployment, config)
     except LoadError:
         raise
+    except ImportError as error:
+        raise _lacking(error) from error
     except Exception as error:
         raise LoadError(f"The model's config cannot be read: {reason_of(error)}.", "Copy config.json again.") from error
     return facts_of(model, task_schema(deployment.task).generative)
@@ -247,6 +250,8 @@ def _weights(deployment: Deployment, folder: Path, device: torch.device) -> Any:
         raise _too_large(deployment, folder, device) from error
     except LoadError:
         raise
+    except ImportError as error:
+        raise _lacking(error) from error
     except ValueError as error:
         raise WeightsUnreadable(f"The model cannot be loaded: {reason_of(error)}.") from error
     except Exception as error:
@@ -273,6 +278,8 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
             source.num_labels = 1
         else:
             name = "AutoModelForCausalLM"
+    if how == "from_config":
+        source = text_part(source)
     for each in (name, *_WRAPPERS.get(name, ())):
         auto = getattr(transformers, each)
         try:
@@ -289,6 +296,14 @@ def _made(how: str, deployment: Deployment, source: Any, **options: Any) -> Any:
     raise HeadMissing(
         f"{architecture} cannot do {deployment.task}: transformers has no {name} for it.",
         "Choose the task that the model was trained for.",
+    )
+
+
+def _lacking(error: ImportError) -> LoadError:
+    """Refusal of a model whose code imports what is not installed."""
+    return LoadError(
+        f"The model needs a library that is not installed: {reason_of(error)}.",
+        "Bundles have none beside their lock; of a model of several parts, give the folder of its text model.",
     )
 
 

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from scoring.errors import WeightsUnreadable
 from scoring.model_files.shards import read_shard_names
+from scoring.model_files.text_part import RENAMED, text_options
 from scoring.quantization.dequantize import Grid, Parts, grid, widen
 from scoring.quantization.headers import Packed, Stored, Unrecognised
 from scoring.quantization.layout import quantization_of
 from scoring.quantization.recognised import method_of, recognise
+from scoring.strict_json.files import read_object
 
 
 def from_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
@@ -23,14 +25,18 @@ def from_pretrained(cls: Any, folder: Path, **options: Any) -> Any:
     transformers raises, and WeightsUnreadable for a method that is not read and for parts that do not fit together.
     """
     told = quantization_of(folder)
-    if not told:
+    if not told and read_object(folder / "config.json").get("model_type") not in RENAMED:
         return cls.from_pretrained(folder, **options)
     import transformers
 
-    stored = Checkpoint(folder, told)
     trusted = bool(options.get("trust_remote_code"))
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    options |= text_options(config)
+    if not told:
+        return cls.from_pretrained(folder, **options)
+    stored = Checkpoint(folder, told)
     del config.quantization_config
+    config = options.pop("config", config)
     if hasattr(cls, "from_config"):
         with torch.device("meta"):
             cls = type(cls.from_config(config, trust_remote_code=trusted))

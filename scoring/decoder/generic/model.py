@@ -125,14 +125,20 @@ class GenericModel:
         return logits
 
     def step_bytes(self) -> int:
-        """Bytes of weights that one decode step may read: all, but for an embedding that is no head."""
+        """Bytes of weights that a decode step of one row must read: no embedding that is no head, no idle experts."""
         table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
         idle = table.weight.nbytes if head is not None and head.weight is not table.weight else 0
-        return int(sum(parameter.nbytes for parameter in self.module.parameters()) - idle)
+        return int(sum(_read(name, each, self.module.config) for name, each in self.module.named_parameters()) - idle)
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""
         return 2 * sum(own.heads * own.width for own in self.kept if own.source < 0) * self.dtype.itemsize
+
+
+def _read(name: str, weight: Tensor, config: Any) -> float:
+    """Bytes of a parameter that a step of one row reads; experts are stacked, and it reads those that it chooses."""
+    chosen = getattr(config, "num_experts_per_tok", None) if ".experts." in name else None
+    return weight.nbytes * chosen / len(weight) if chosen else weight.nbytes
 
 
 def own_forward(module: Any, team: TensorParallelGroup | None) -> Forward:

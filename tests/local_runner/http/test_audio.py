@@ -112,6 +112,7 @@ def test_forms_of_subtitles() -> None:
         ({"extra_body": {"stream": "perhaps"}}, "stream"),
         ({"extra_body": {"vad": "on"}}, "vad"),
         ({"file": ("a.wav", b"no sound at all")}, "file"),
+        ({"file": ("a.wav", b"")}, "file"),
         ({"model": "other"}, "model"),
     ],
     ids=str,
@@ -122,6 +123,7 @@ def test_every_refusal_names_its_field(fields: dict[str, Any], param: str, clien
         client.audio.transcriptions.create(**asked)
     assert caught.value.status_code in (400, 404)
     assert caught.value.body["param"] == param  # type: ignore[index]
+    assert param != "file" or "base64" not in caught.value.message  # the caller sent bytes
 
 
 def test_bodies_that_are_no_forms(url: str) -> None:

@@ -55,6 +55,15 @@ def model(request: pytest.FixtureRequest) -> Iterator[Any]:
     yield tiny_causal(request.param)
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
+def test_a_step_reads_the_experts_that_a_row_chooses(family: str) -> None:
+    """As the fused tier counts them, whose products are the matrices alone."""
+    module = tiny_causal(family)
+    generic, fused = (Decoder(module, 2, 64, tier=tier).model for tier in ("generic", "fused"))
+    vectors = sum(weight.nbytes for weight in module.parameters() if weight.ndim == 1)
+    assert generic.step_bytes() == fused.step_bytes() + vectors
+
+
 def test_none_of_the_families_served_has_an_adapter() -> None:
     assert not set(SERVED) & set(ADAPTED)
     assert all(decoder_tier(family).tier == "generic" for family in SERVED)

@@ -29,11 +29,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(put_off, "PinnedUpload", Upload)
         launcher = SimpleNamespace(
-            model=SimpleNamespace(device="cpu", vocabulary=32), logits_of=lambda rows: torch.zeros(rows), sample=sample
+            model=SimpleNamespace(device="cpu"), logits_of=lambda rows: torch.zeros(rows), sample=sample
         )
-        beside = SimpleNamespace(
-            send=lambda masks, device: masks, write=lambda masks, held: held[: len(masks)].copy_(masks)
-        )
+        beside = SimpleNamespace(send=lambda masks, device: masks)
         read = lambda count: SimpleNamespace(tokens=lambda: [10 + row for row in range(count)])  # noqa: E731
         yield put_off.PutOffSampling(launcher, 8, None, beside, read), asked
 
@@ -61,25 +59,3 @@ def test_what_nobody_picks_with_masks_is_picked_without(steps: Any) -> None:
     sampling.put_off([5, 2], 2, [2])
     sampling.finish()
     assert asked == 3 * [(2, None)]
-
-
-def test_usual_numbers_of_rows_are_picked_by_a_graph(steps: Any) -> None:
-    """Which reads the masks and their rows from where it found them; wider masks have no place there."""
-    sampling, asked = steps
-    replayed: list[int] = []
-
-    def captured(launch: Any) -> Any:
-        launch()
-        return SimpleNamespace(replay=lambda: replayed.append(int(sampling._masks[0, 0])))
-
-    sampling.capture(4, captured)
-    assert asked == [(4, [-1] * 4)]
-    sampling.put_off([5, 2, 7], 4, [2, 7])
-    assert sampling.sample([7, 2], torch.full((2, 1), 9)).tokens() == [12, 11]
-    assert replayed == [9] and len(asked) == 1
-    assert sampling._masked.tolist() == [-1, 1, 0, -1] + [-1] * 4
-    sampling.put_off([5, 2, 7], 4, [2, 7])
-    sampling.sample([7, 2], torch.zeros(2, 2))
-    sampling.put_off([5, 2], 2, [2])
-    sampling.sample([2], torch.zeros(1, 1))
-    assert len(replayed) == 1 and [rows for rows, _ in asked] == [4, 4, 2]

@@ -139,7 +139,7 @@ def test_steps_with_drafts_match_the_reference(family: str, tmp_path: Path) -> N
     drafter.layout.fill(numbers, placed, 5)
     drafter.numbers.copy_(numbers)
     drafter.step(len(flat) + 3)
-    assert (drafter.buffers.narrow[: len(flat)] - expected).abs().max() <= 1e-4
+    assert (drafter.buffers.narrow[: len(flat)] - expected).abs().max() <= 2e-4
     assert drafter.buffers.out[: len(flat)].tolist() == expected.argmax(1).tolist()
     for ours, other in zip((state.keys, state.values), written, strict=True):
         assert (ours[:, :, :-1] - other[:, :, :-1]).abs().max() <= 1e-4  # all but the scratch block
