@@ -1,8 +1,8 @@
 """Access control of a runner: certificates for both ports, client certificates, and keys read from a file.
 
-A key is sent as `Authorization: Bearer KEY` or `x-api-key: KEY`, over HTTP and as gRPC metadata alike. Every route
-needs one except the health probes, so that an orchestrator needs no secret. With a client CA every connection
-needs a certificate.
+A key is sent as `Authorization: Bearer KEY`, `x-api-key: KEY` or `api-key: KEY`, over HTTP and as gRPC metadata alike.
+Every route needs one except the health probes, so that an orchestrator needs no secret. With a client CA every
+connection needs a certificate.
 """
 
 import hashlib

@@ -24,7 +24,7 @@ def told_apart() -> bool:
 def key_of(headers: Mapping[str, str]) -> str:
     """Key that a request carries, valid or not; empty without one."""
     kind, _, bearer = headers.get("authorization", "").partition(" ")
-    return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+    return bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key") or headers.get("api-key", "")
 
 
 def tell(headers: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ from local_runner.host.host import Host, internal
 from local_runner.http import (
     adapter_calls,
     audio,
+    azure_paths,
     hub,
     messages,
     messages_events,
@@ -45,6 +46,7 @@ _SWAGGER = {
 def build(host: Host) -> FastAPI:
     """Build the application over `host`."""
     app = FastAPI(title=host.deployment.name, docs_url=None, redoc_url=None)
+    app.add_middleware(azure_paths.AzurePaths)
     app.add_exception_handler(MiiAzureError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_crash)
@@ -213,7 +215,7 @@ def _text(content: bytes) -> str:
 
 async def _sent(request: Request, limit: int) -> dict[str, Any]:
     """Read the JSON object in the request's body."""
-    return _json_object(await _body(request, limit))
+    return azure_paths.with_deployment(request.scope, _json_object(await _body(request, limit)))
 
 
 def _json_object(raw: str) -> dict[str, Any]:
@@ -234,7 +236,7 @@ def error_response(path: str, error: MiiAzureError) -> Response:
     """Response with the error's JSON body, in the shape that clients of `path` expect."""
     if path.startswith(messages_requests.PATH):
         return JSONResponse(messages_events.error_body(error), error.http_status, error.headers)
-    if path.startswith(openai.PREFIX):
+    if path.startswith((openai.PREFIX, azure_paths.PREFIX)):
         return JSONResponse(openai.error_body(error), error.http_status, error.headers)
     if path.startswith(oip.PREFIX):
         return JSONResponse(oip.error_body(error), error.http_status, error.headers)

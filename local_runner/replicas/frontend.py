@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _PAUSE_S = 0.02
 _GRACE_S = 2.0  # a replica's own timeout fires first
 # Headers that stop at the front.
-_CREDENTIALS = {"authorization", "x-api-key"}
+_CREDENTIALS = {"authorization", "x-api-key", "api-key"}
 # Errors of a replica that is stopping or broken: another one may answer.
 _ELSEWHERE = {"not_ready", "rank_lost"}
 

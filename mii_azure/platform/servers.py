@@ -45,6 +45,7 @@ HOST_FILES = (
     "http/adapter_calls.py",
     "http/app.py",
     "http/audio.py",
+    "http/azure_paths.py",
     "http/bodies.py",
     "http/event_responses.py",
     "http/hub.py",
