@@ -66,7 +66,9 @@ def take_turns(servers: dict[str, Server], options: Namespace) -> list[dict[str,
             for way in (*SHARED, *ALONE):
                 for name, server in servers.items():
                     if name == "ours" or way in SHARED:
-                        seen.setdefault((name, clients, way), []).append(one(name, server, clients, way, turn))
+                        row = one(name, server, clients, way, turn)
+                        print(table(COLUMNS, [row]).splitlines()[-1], flush=True)
+                        seen.setdefault((name, clients, way), []).append(row)
     return [middle(rows[1:]) for rows in seen.values()]
 
 

@@ -18,8 +18,9 @@ from scoring.decoder.kv_cache import KVCache
 _LENGTHS, _STEPS = (9, 5, 5), 3  # tokens of prompts, two of which one batch computes, and steps of all of them
 _PIECE = 4  # tokens of the first piece of a prompt
 _SCANNED = (256, 512)  # tokens of prompts whose memory is measured
-#: Relative errors that rounding explains: in float32, on a GPU too, whose convolutions may round it, and in 16 bits.
-_EXACT, _SHORTENED, _ROUNDED = 1e-4, 1e-2, 1e-1
+#: Relative errors that rounding explains: in float32, on a GPU too, whose convolutions may round it, and in 16 bits,
+#: where it may change the choice of an expert. A start compares the decoder with float32 afterwards.
+_EXACT, _SHORTENED, _ROUNDED = 1e-4, 1e-2, 2e-1
 
 
 class Differs(Exception):
