@@ -3,22 +3,59 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from scoring.errors import InvalidParameter
-from scoring.generation.tagged_calls import TEXT_LIMITS, kinds_of, object_of, properties_of, resolved
+from scoring.generation.call_style import MOST_NAME, Typed, object_of
+from scoring.generation.pythonic_calls import orders
+from scoring.generation.tagged_calls import TEXT_LIMITS, kinds_of, properties_of, resolved
 from scoring.schema.tools import Tool
 
 OPENING = "call:"  # before the name
-_MOST_NAME = 64
 _BARE = re.compile(r"[^,\]}]*")
 _JSON = {"integer", "number", "boolean", "null"}  # types whose values are those of JSON
 _DEPTH = 8  # of schemas within schemas that a grammar keeps; deeper values are free
 _MOST_RULES = 2000  # of a tool, after which values are free: schemas that refer to themselves branch at each level
 
 
+@dataclass(frozen=True)
+class Braces:
+    """A style by the quote that stands around its texts."""
+
+    quote: str
+
+    opening = follow = OPENING
+    closing = ""
+    whole = True
+
+    def marks(self) -> set[str]:
+        """The quote, which tokenizers may hold for special."""
+        return {self.quote}
+
+    def new_call(self, typed: Typed) -> "BracedCall":
+        """A call before its first character."""
+        return BracedCall(self.quote)
+
+    def rules(self, at: int, tool: Tool, options: Mapping[str, Any]) -> list[str]:
+        """Lark's rules of a call of this tool as `call<at>`; raises InvalidParameter for a text that cannot be bound.
+
+        Arguments come in the order of their names, as templates write them. A schema without properties leaves them
+        free.
+        """
+        writer = _Rules(self.quote, f"given{at}", tool, options)
+        root = tool.function.parameters or {}
+        free = not properties_of(root) and root.get("additionalProperties", bool(root)) is not False
+        where = f"parameters.tools[{at}].function.parameters"
+        inner = writer.free("object") if free else writer.members(root, where, 0)
+        head = _json(f"{OPENING}{tool.function.name}" + ("" if free else "{"))
+        return [f"call{at}: {head} {inner}" + ("" if free else ' "}"'), *writer.made]
+
+
 class BracedCall:
     """One call while it comes: its name, and its arguments as JSON, told value by value."""
+
+    id = ""
 
     def __init__(self, quote: str) -> None:
         self.name = ""
@@ -54,7 +91,7 @@ class BracedCall:
             self.name, self._named, self._read = begun[:-1].strip(), True, ""
             self.wrong = not self.name
         else:
-            self.wrong = len(begun) > _MOST_NAME
+            self.wrong = len(begun) > MOST_NAME
 
     def _outside(self, character: str) -> None:
         """Read a character between texts: of nested values, or the end of a pair."""
@@ -139,19 +176,6 @@ def _key(text: str, quote: str) -> str:
     return text.strip().removeprefix(quote).removesuffix(quote).strip('"')
 
 
-def rules(quote: str, at: int, tool: Tool, options: Mapping[str, Any]) -> list[str]:
-    """Lark's rules of a call of this tool as `call<at>`; raises InvalidParameter for a text that cannot be bound.
-
-    Arguments come in the order of their names, as templates write them. A schema without properties leaves them free.
-    """
-    writer = _Rules(quote, f"given{at}", tool, options)
-    root = tool.function.parameters or {}
-    free = not properties_of(root) and root.get("additionalProperties", bool(root)) is not False
-    inner = writer.free("object") if free else writer.members(root, f"parameters.tools[{at}].function.parameters", 0)
-    head = _json(f"{OPENING}{tool.function.name}" + ("" if free else "{"))
-    return [f"call{at}: {head} {inner}" + ("" if free else ' "}"'), *writer.made]
-
-
 class _Rules:
     """Lark's rules of the values of one tool."""
 
@@ -169,10 +193,7 @@ class _Rules:
         ]
         if not pairs:
             return ""
-        tails = [f'"," {pair}' if must else f'("," {pair})?' for pair, must in pairs]
-        last = next((number for number, (_, must) in enumerate(pairs) if must), len(pairs) - 1)
-        firsts = [" ".join([pairs[number][0], *tails[number + 1 :]]) for number in range(last + 1)]
-        own = self._rule(" | ".join(firsts))
+        own = self._rule(" | ".join(orders(pairs, '","')))
         return own if any(must for _, must in pairs) else f"{own}?"
 
     def value(self, schema: Any, where: str, depth: int) -> str:

@@ -4,18 +4,15 @@ Whatever is no call of a tool that was offered stays text. Pieces of any sizes g
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.generation.braced_calls import BracedCall
+from scoring.generation.call_forms import THINK, Marks, ToolFormat
+from scoring.generation.call_style import RunningCall, Typed
 from scoring.generation.channels import ChannelParser
 from scoring.generation.mark_texts import MarksDropped, held
-from scoring.generation.tagged_calls import TaggedCall, Typed
-from scoring.generation.tool_formats import THINK, Marks, ToolFormat
 
-_CALL_KEYS = ("name", "id", "type")
 Part = dict[str, Any]  # "text", "reasoning_content" or "tool_calls", as in a stream's events
 
 
@@ -38,77 +35,6 @@ class ReplyForm:
         return not (self.thinks or self.tools or self.channels or self.dropped)
 
 
-class PartialCall:
-    """One call while its JSON comes: its name, and its arguments as they are written."""
-
-    def __init__(self, key: str) -> None:
-        self.name = ""
-        self.arguments = ""
-        self.raw = ""
-        self.ended = False
-        self.wrong = False  # no call after all
-        self._keys = (key, "arguments", "parameters")
-        self._depth = 0
-        self._string: str | None = None  # what a string holds so far, as written
-        self._escaped = False
-        self._key = ""
-        self._valued = False  # past the colon of a pair of the outermost object
-        self._taking = False  # the arguments' value
-
-    def take(self, character: str) -> None:
-        """Take the next character of the call's JSON."""
-        self.raw += character
-        if self._taking:
-            self.arguments += character
-        if self._string is not None:
-            self._in_string(character)
-        elif character == '"':
-            self._string = ""
-        elif character in "{[":
-            self._depth += 1
-        elif character in "}]":
-            self._close(character)
-        elif character == ":" and self._depth == 1:
-            self._valued = True
-            self._taking = self._key in self._keys
-        elif character == "," and self._depth == 1:
-            self._end_value(character)
-
-    def _in_string(self, character: str) -> None:
-        assert self._string is not None
-        if self._escaped or character != '"':
-            self._escaped = character == "\\" and not self._escaped
-            self._string += character
-            return
-        text, self._string = self._string, None
-        if self._depth == 1 and not self._valued:
-            self._key = text
-            self.wrong = text not in (*self._keys, *_CALL_KEYS)
-        elif self._depth == 1 and self._key == "name":
-            self.name = _unescaped(text)
-
-    def _close(self, character: str) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            self._end_value(character)
-            self.ended = True
-
-    def _end_value(self, character: str) -> None:
-        if self._taking:
-            self.arguments = self.arguments.removesuffix(character).strip()
-            if self.arguments.startswith('"'):  # JSON as text
-                self.arguments = _unescaped(self.arguments[1:-1])
-        self._taking = self._valued = False
-
-    @property
-    def told(self) -> str:
-        """The part of the arguments that further characters cannot change."""
-        if self.ended:
-            return self.arguments or "{}"
-        begun = self.arguments.strip()
-        return "" if begun.startswith('"') else begun
-
-
 class ReplyParser:
     """Takes an answer's text in pieces; returns its parts."""
 
@@ -117,7 +43,7 @@ class ReplyParser:
         self._seed, self._answer = seed, answer
         self._text = ""  # not yet told
         self._stage = "thought" if form.opened else "start"
-        self._call: PartialCall | TaggedCall | BracedCall | None = None
+        self._call: RunningCall | None = None
         self._lead = ""  # text between a mark and its call
         self._sent = 0  # characters of the running call's arguments told
         self._calls = 0
@@ -173,7 +99,7 @@ class ReplyParser:
         if not self._form.tools or form is None:
             self._stage = "said"
             return []
-        mark, at = form.begin, form.start(self._text) if form.opening else -1
+        mark, at = form.begin, form.start(self._text) if form.style.opening else -1
         if mark and begun.startswith(mark):
             self._stage = "said"
         elif at is not None and at >= 0:
@@ -203,13 +129,8 @@ class ReplyParser:
         """Begin a call at this character; what stands before it is text again if that is no call."""
         form = self._form.format
         assert form is not None
-        self._call = self._new_call(form)
+        self._call = form.style.new_call(self._form.typed)
         self._lead, self._text, self._sent, self._stage = text[:at], text[at:], 0, "calling"
-
-    def _new_call(self, form: ToolFormat) -> "PartialCall | TaggedCall | BracedCall":
-        if form.quote:
-            return BracedCall(form.quote)
-        return PartialCall(form.key) if form.tags is None else TaggedCall(form.tags, self._form.typed)
 
     def _calling(self, last: bool) -> list[Part]:
         call = self._call
@@ -228,16 +149,19 @@ class ReplyParser:
         parts = [self._told(call)] if known else []
         if call.ended:
             self._calls += 1
-            own = self._form.format
-            self._stage = "call_over" if own and own.tags and own.tags.end == own.end else "between"
+            self._stage = "call_over" if self._form.format and self._form.format.alone else "between"
         return [part for part in parts if part]
 
-    def _told(self, call: PartialCall | TaggedCall | BracedCall) -> Part:
+    def _told(self, call: RunningCall) -> Part:
         """New parts of a call: at first its id and name, then more of its arguments."""
         arguments = call.told
         part: dict[str, Any] = {"index": self._calls}
         if not self._sent:
-            own = {"id": self.id_of(self._calls), "type": "function", "function": {"name": call.name, "arguments": ""}}
+            own = {
+                "id": call.id or self.id_of(self._calls),
+                "type": "function",
+                "function": {"name": call.name, "arguments": ""},
+            }
             part |= own
         new = arguments[max(0, self._sent - 1) :]
         if self._sent and not new:
@@ -251,11 +175,14 @@ class ReplyParser:
         form = self._form.format
         assert form is not None
         rest = self._text.lstrip(" \n;,]")
-        if form.end and rest.startswith(form.end):
+        closing = form.style.closing.strip()
+        if closing and rest.startswith(closing):
+            self._text = rest.removeprefix(closing)
+        elif form.end and rest.startswith(form.end):
             self._text, self._stage = rest.removeprefix(form.end), "call_over"
-        elif rest[:1] == "{" and not form.end:
+        elif form.follows(rest):
             self._begin(rest, 0)
-        elif last or (rest and not form.end.startswith(rest)):
+        elif last or (rest and not any(mark.startswith(rest) for mark in (closing, form.end, form.style.follow))):
             self._text, self._stage = rest, "said"
         return []
 
@@ -265,7 +192,10 @@ class ReplyParser:
         return [{kind: told}] if told else []
 
     def id_of(self, call: int) -> str:
-        """Id of a call by its number: nine letters and digits, as Mistral's templates want it; the same everywhere."""
+        """Id of a call that has none of its own, by its number, the same everywhere.
+
+        It has nine letters and digits, as Mistral's templates want it.
+        """
         told = f"{self._answer} {call} {list(self._seed)}"
         return hashlib.sha256(told.encode()).hexdigest()[:9]
 
@@ -337,10 +267,3 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
         elif value:
             found.append(part)
     return found
-
-
-def _unescaped(text: str) -> str:
-    try:
-        return str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return text

@@ -1,14 +1,15 @@
 """Calls of tools whose arguments stand between tags, one after the other, instead of in one JSON object."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from scoring.errors import InvalidParameter
+from scoring.generation.call_style import MOST_NAME, Typed, object_of
 from scoring.schema.tools import Tool
 
-_MOST_NAME = 64
 #: Names of JSON's types, by Python's.
 _KINDS = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 _NUMBERS = {"integer", "number"}
@@ -16,9 +17,8 @@ _SHARED = ("$defs", "definitions")  # parts of a schema that others refer to
 #: Limits of a text that a grammar of tags does not hold it to.
 TEXT_LIMITS = ("pattern", "format", "minLength", "maxLength")
 _LITERALS = {"True": "true", "False": "false", "None": "null"}  # Python's, which models write too
+_MARK = re.compile(r"<[^<>\s]+>|｜\w+｜")  # a token of its own, perhaps
 _DEPTH = 8  # references followed, of a chain
-#: Function, parameter, and a type that its value may have; a parameter without any is text.
-Typed = frozenset[tuple[str, str, str]]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,62 @@ class Tags:
     value: str  # before a value, beside blanks
     valued: str  # after a value
     end: str
-    lines: bool  # a value stands on lines of its own
+    lines: bool = False  # a value stands on lines of its own
+    told: bool = False  # whether a value is text stands behind its key
+
+    closing = ""
+    whole = True
+
+    @property
+    def opening(self) -> str:
+        """Text at which a call begins; empty where its name is at once behind the mark."""
+        return self.begin
+
+    @property
+    def follow(self) -> str:
+        """Text at which a further call begins."""
+        return self.begin
+
+    def marks(self) -> set[str]:
+        """Marks that may be special, without the text between them."""
+        texts = [text for text in astuple(self) if isinstance(text, str)]
+        return {mark for text in texts for mark in (text, *_MARK.findall(text))} - {""}
+
+    def new_call(self, typed: Typed) -> "TaggedCall":
+        """A call before its first character."""
+        return TaggedCall(self, typed)
+
+    def rules(self, at: int, tool: Tool, options: Mapping[str, Any]) -> list[str]:
+        """Lark's rules of a call of this tool as `call<at>`; raises InvalidParameter for a text that cannot be bound.
+
+        Arguments come in the order of the schema. A schema without properties leaves them free.
+        """
+        root = tool.function.parameters or {}
+        own, required = properties_of(root), root.get("required") or []
+        parts, found = [], []
+        for number, (key, schema) in enumerate(own.items()):
+            name = f"given{at}_{number}"
+            exact = tool.function.strict is True
+            found += _value_rules(self, name, schema, root, options, f"{_where(at)}.{key}" if exact else "")
+            pair = f"{_quoted(self.key + key)} {_keyed(self, kinds_of(schema, root))} {name} BLANKS"
+            parts.append(pair if key in required else f"({pair})?")
+        if not own and root.get("additionalProperties", bool(root)) is not False:
+            found.append(f"free{at}[suffix={_quoted(self.valued)}]: /(.|\\n)*/")
+            middle = f" BLANKS {_quoted(self.value)}" if self.value else ""
+            parts.append(f"({_quoted(self.key)} /[a-zA-Z0-9_.-]+/ {_keyed(self, set())}{middle} free{at} BLANKS)*")
+        head = self.begin + tool.function.name + (self.named[0] if self.begin else "")
+        last = f" {_quoted(self.end)}" if self.begin else ""
+        return [f"call{at}: {_quoted(head)} BLANKS {' '.join(parts)}{last}", *found]
 
 
-QWEN = Tags("<function=", (">",), "<parameter=", ">", "", "</parameter>", "</function>", True)
-GLM = Tags("", ("\n", "<"), "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>", False)
+QWEN = Tags("<function=", (">",), "<parameter=", ">", "", "</parameter>", "</function>", lines=True)
+GLM = Tags("", ("\n", "<"), "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>")
 
 
 class TaggedCall:
     """One call while its tags come: its name, and its arguments as JSON, told value by value."""
+
+    id = ""
 
     def __init__(self, tags: Tags, typed: Typed) -> None:
         self.name = ""
@@ -51,6 +98,7 @@ class TaggedCall:
         self._pairs: list[str] = []
         self._stage = "name"
         self._key = ""
+        self._attribute = ""  # behind the key: whether its value is text
         self._read = ""  # of the stage
 
     def take(self, character: str) -> None:
@@ -69,7 +117,7 @@ class TaggedCall:
         if mark := next((mark for mark in self._tags.named if begun.endswith(mark)), ""):
             self.name = begun.removesuffix(mark).strip()
             self._go("outside", mark if mark == "<" else "")
-        self.wrong = not self.name and (bool(mark) or len(begun) > _MOST_NAME)
+        self.wrong = not self.name and (bool(mark) or len(begun) > MOST_NAME)
 
     def _outside(self) -> None:
         """Read what stands between arguments."""
@@ -81,6 +129,8 @@ class TaggedCall:
     def _argument(self) -> None:
         if self._read.endswith(self._tags.keyed):
             self._key = self._read.removesuffix(self._tags.keyed).strip()
+            if self._tags.told:
+                self._key, _, self._attribute = self._key.partition('"')
             self._go("gap" if self._tags.value else "value")
 
     def _gap(self) -> None:
@@ -94,18 +144,13 @@ class TaggedCall:
         if self._tags.lines:
             text = text.removeprefix("\n").removesuffix("\n")
         kinds = {kind for name, key, kind in self._typed if (name, key) == (self.name, self._key)}
+        if self._tags.told:
+            kinds = {"string"} if '"true"' in self._attribute else kinds - {"string"} or {"null"}
         self._pairs.append(f"{_quoted(self._key)}: {_written(text, kinds)}")
         self._go("outside")
 
     def _go(self, stage: str, read: str = "") -> None:
         self._stage, self._read = stage, read
-
-
-def object_of(pairs: Sequence[str], ended: bool) -> str:
-    """JSON object of these pairs, as far as more of them cannot change it."""
-    if not pairs:
-        return "{}" if ended else ""
-    return "{" + ", ".join(pairs) + ("}" if ended else "")
 
 
 def typed(tools: list[Tool]) -> Typed:
@@ -118,27 +163,12 @@ def typed(tools: list[Tool]) -> Typed:
     return frozenset(found)
 
 
-def rules(tags: Tags, at: int, tool: Tool, options: Mapping[str, Any]) -> list[str]:
-    """Lark's rules of a call of this tool as `call<at>`; raises InvalidParameter for a text that cannot be bound.
-
-    Arguments come in the order of the schema. A schema without properties leaves them free.
-    """
-    root = tool.function.parameters or {}
-    own, required = properties_of(root), root.get("required") or []
-    parts, found = [], []
-    for number, (key, schema) in enumerate(own.items()):
-        name = f"given{at}_{number}"
-        exact = tool.function.strict is True
-        found += _value_rules(tags, name, schema, root, options, f"{_where(at)}.{key}" if exact else "")
-        pair = f"{_quoted(tags.key + key + tags.keyed)} {name} BLANKS"
-        parts.append(pair if key in required else f"({pair})?")
-    if not own and root.get("additionalProperties", bool(root)) is not False:
-        found.append(f"free{at}[suffix={_quoted(tags.valued)}]: /(.|\\n)*/")
-        middle = f" BLANKS {_quoted(tags.value)}" if tags.value else ""
-        parts.append(f"({_quoted(tags.key)} /[a-zA-Z0-9_.-]+/ {_quoted(tags.keyed)}{middle} free{at} BLANKS)*")
-    head = tags.begin + tool.function.name + (">" if ">" in tags.named else "")
-    last = f" {_quoted(tags.end)}" if tags.begin else ""
-    return [f"call{at}: {_quoted(head)} BLANKS {' '.join(parts)}{last}", *found]
+def _keyed(tags: Tags, kinds: set[str]) -> str:
+    """Terms behind a key; where they tell whether its value is text, as its type says."""
+    if not tags.told:
+        return _quoted(tags.keyed)
+    text, other = _quoted('" string="true' + tags.keyed), _quoted('" string="false' + tags.keyed)
+    return text if not kinds or kinds == {"string"} else f"({text} | {other})" if "string" in kinds else other
 
 
 def _where(at: int) -> str:
@@ -150,23 +180,24 @@ def _value_rules(
 ) -> list[str]:
     """Rules of a value with its tags: one of several texts, any text, or JSON by its schema."""
     line = "\n" if tags.lines else ""
-    begin, end = (line if tags.lines else "\n" + tags.value), line + tags.valued
+    first, end = ("\n" + tags.value if tags.value else line), line + tags.valued
+    begin = f"{_quoted(first)} " if first else ""
     kinds = kinds_of(schema, root)
     values = schema.get("enum", [schema["const"]] if "const" in schema else []) if isinstance(schema, dict) else []
     texts = [value for value in values if isinstance(value, str)]
     if texts and kinds == {"string"}:
-        return [f"{name}: {_quoted(begin)} ({' | '.join(_quoted(text) for text in texts)}) {_quoted(end)}"]
+        return [f"{name}: {begin}({' | '.join(_quoted(text) for text in texts)}) {_quoted(end)}"]
     if not kinds or "string" in kinds:
         if exact and isinstance(schema, dict) and any(limit in schema for limit in TEXT_LIMITS):
             raise InvalidParameter(
                 "A text between tags cannot be held to that.", 'Leave out "strict", or the limit.', where=exact
             )
-        return [f"{name}: {_quoted(begin)} {name}_text", f"{name}_text[suffix={_quoted(end)}]: /(.|\\n)*/"]
-    guided = {**_alone(schema, root), "x-guidance": dict(options)}
-    return [f"{name}: {_quoted(begin)} {name}_json {_quoted(end)}", f"{name}_json: %json {json.dumps(guided)}"]
+        return [f"{name}: {begin}{name}_text", f"{name}_text[suffix={_quoted(end)}]: /(.|\\n)*/"]
+    guided = {**alone(schema, root), "x-guidance": dict(options)}
+    return [f"{name}: {begin}{name}_json {_quoted(end)}", f"{name}_json: %json {json.dumps(guided)}"]
 
 
-def _alone(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
+def alone(schema: Mapping[str, Any], root: Mapping[str, Any]) -> dict[str, Any]:
     """A property's schema as one by itself, with what it refers to of the root."""
     shared = {part: root[part] for part in _SHARED if part in root}
     references = {each for part in (schema, shared) for each in _references(part)}

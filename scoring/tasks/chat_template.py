@@ -92,16 +92,12 @@ def render(
             "Leave it out.",
             where=f"parameters.chat_template_kwargs.{taken[0]}",
         )
+    written = {"tokenize": False, "continue_final_message": going_on, **variables}
+    written |= {"tools": [_tool(tool) for tool in tools] or None}
+    written |= {"add_generation_prompt": not going_on if begun is None else begun}
     try:
         with interrupting():
-            prompt: str = tokenizer.apply_chat_template(
-                [_message(message) for message in value],
-                tools=[_tool(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=not going_on if begun is None else begun,
-                continue_final_message=going_on,
-                **variables,
-            )
+            return _rendered(tokenizer, value, written)
     except RequestTimeout:
         raise
     except Exception as error:  # a template may refuse messages by raising anything
@@ -111,7 +107,17 @@ def render(
             "Most templates want user and assistant in turn, a system message only at the beginning.",
             where=f"inputs[{item}]",
         ) from error
-    return prompt
+
+
+def _rendered(tokenizer: Any, value: Sequence[Message], written: Mapping[str, Any]) -> str:
+    """The template's text; arguments of calls are JSON to it, and their text where it adds texts to them."""
+    try:
+        return str(tokenizer.apply_chat_template([_message(message) for message in value], **written))
+    except TypeError:
+        if not any(message.tool_calls for message in value):
+            raise
+        told = [_message(message, as_text=True) for message in value]
+        return str(tokenizer.apply_chat_template(told, **written))
 
 
 def continues(value: Sequence[Message], p: ConversationalParameters) -> bool:
@@ -130,12 +136,15 @@ def continues(value: Sequence[Message], p: ConversationalParameters) -> bool:
     return value[-1].role == "assistant" and not value[-1].tool_calls and not p.add_generation_prompt
 
 
-def _message(message: Message) -> dict[str, Any]:
-    """A message as templates take it: the arguments of calls as JSON, not as text."""
+def _message(message: Message, as_text: bool = False) -> dict[str, Any]:
+    """A message as templates take it: the arguments of calls as JSON, or as text for those that want it."""
     told = {"content": "", **message.model_dump(exclude_none=True, exclude={"tool_calls"})}
     calls = []
     for call in message.tool_calls or ():
-        function = {"name": call.function.name, "arguments": _arguments_of(call.function.arguments)}
+        arguments = _arguments_of(call.function.arguments)
+        if as_text and not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        function = {"name": call.function.name, "arguments": arguments}
         calls.append({"id": call.id or "", "type": "function", "function": function})
     return {**told, "tool_calls": calls} if calls else told
 

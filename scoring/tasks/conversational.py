@@ -5,23 +5,13 @@ from typing import Any
 
 from scoring.engine.row import Row
 from scoring.errors import InvalidParameter, LoadError
+from scoring.generation.call_forms import THINK, marks_as_text, marks_of_speech, thought_marks, tool_format
 from scoring.generation.channels import THOUGHT, speaks_in_channels
 from scoring.generation.mark_texts import keep_as_text
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
-from scoring.generation.tagged_calls import typed
-from scoring.generation.tool_formats import (
-    THINK,
-    argument_schemas,
-    call_or,
-    framed,
-    marks_as_text,
-    may_call,
-    must_call,
-    thought_marks,
-    thought_rule,
-    tool_format,
-)
+from scoring.generation.tagged_calls import Tags, typed
+from scoring.generation.tool_formats import argument_schemas, call_or, framed, may_call, must_call, thought_rule
 from scoring.model.loaded import Loaded
 from scoring.schema.requests import ConversationalParameters, Message
 from scoring.schema.structured import Constraint, constraint_of
@@ -44,7 +34,8 @@ class Conversational(Generative):
     def __init__(self, loaded: Loaded, name: str) -> None:
         template = getattr(loaded.tokenizer, "chat_template", None) or ""
         written = template if isinstance(template, str) else "".join(template.values())
-        self._dropped = keep_as_text(loaded.tokenizer, marks_as_text(written))
+        kept = keep_as_text(loaded.tokenizer, marks_as_text(written))
+        self._dropped = tuple(sorted({*kept, *marks_of_speech(written)}))
         super().__init__(loaded, name)
         if not template:
             raise LoadError(
@@ -79,7 +70,7 @@ class Conversational(Generative):
         marks = None if going_on or self._controls.off(variables) else self.marks
         opened = marks is not None and prompt.rstrip().endswith(marks[0].rstrip())
         called = () if going_on else tuple(tool.function.name for tool in tools)
-        tagged = typed(tools) if self.tool_format and self.tool_format.tags else frozenset()
+        tagged = typed(tools) if self.tool_format and isinstance(self.tool_format.style, Tags) else frozenset()
         form = ReplyForm(
             marks is not None,
             opened,
@@ -128,7 +119,7 @@ class Conversational(Generative):
             raise InvalidParameter(f"An answer that must call a tool cannot keep {name}.", where=own.where)
         if own is not None and not must and not (tools and own.where.startswith(_SCHEMA)):
             return framed(own, thought)
-        strict = any(tool.function.strict for tool in tools) and form is not None and bool(form.end)
+        strict = any(tool.function.strict for tool in tools) and form is not None and form.bounded
         if not tools or form is None or not (must or own is not None or strict):
             return None
         for schema in argument_schemas(tools):

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from local_runner.http.responses_events import ResponseEvents, begun, output_of
+from scoring.generation.call_forms import tool_format
 from scoring.generation.replies import ReplyForm, ReplyParser, whole
-from scoring.generation.tool_formats import tool_format
 from tests.tool_models import TEMPLATES
 
 FORM = ReplyForm(thinks=True, tools=("look",), format=tool_format(TEMPLATES["hermes"]))

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from scoring.generation.braced_calls import BracedCall, rules, value_of
+from scoring.generation.braced_calls import BracedCall, Braces, value_of
+from scoring.generation.call_forms import marks_as_text, thought_marks, tool_format
 from scoring.generation.detokenizer import text_of
 from scoring.generation.grammars import Grammars
 from scoring.generation.mark_texts import keep_as_text
 from scoring.generation.replies import ReplyForm, whole
-from scoring.generation.tool_formats import marks_as_text, must_call, thought_marks, thought_rule, tool_format
+from scoring.generation.tool_formats import must_call, thought_rule
 from scoring.schema.tools import Tool
 from tests import tiny_tokenizers
 
@@ -155,12 +156,12 @@ def test_a_thought_ends_with_its_token_where_a_grammar_follows(tokenizer: Any) -
 
 
 def test_rules_of_a_function_without_arguments() -> None:
-    assert rules(QUOTE, 0, tool("now", {"type": "object", "properties": {}, "additionalProperties": False}), {})[0] == (
-        'call0: "call:now{"  "}"'
-    )
+    assert Braces(QUOTE).rules(0, tool("now", {"type": "object", "properties": {}, "additionalProperties": False}), {})[
+        0
+    ] == ('call0: "call:now{"  "}"')
 
 
 def test_schemas_that_refer_to_themselves_many_times_have_few_rules() -> None:
     tree = {"type": "object", "properties": {f"k{number}": {"$ref": "#"} for number in range(6)}}
     tool = Tool.model_validate({"type": "function", "function": {"name": "f", "parameters": tree}})
-    assert len(rules(QUOTE, 0, tool, {})) < 4000
+    assert len(Braces(QUOTE).rules(0, tool, {})) < 4000

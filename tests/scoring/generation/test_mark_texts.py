@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
+from scoring.generation.call_forms import marks_as_text
 from scoring.generation.detokenizer import Detokenizer, text_of
 from scoring.generation.mark_texts import MarksDropped, keep_as_text
-from scoring.generation.tool_formats import marks_as_text
 from tests import tiny_tokenizers
 from tests.tool_models import TEMPLATES, THINKING
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from scoring.generation.call_forms import marks_as_text, tool_format
 from scoring.generation.channels import MARKS as CHANNEL_MARKS
 from scoring.generation.replies import ReplyForm, ReplyParser, parser_of, whole
-from scoring.generation.tool_formats import marks_as_text, tool_format
 
 HERMES = tool_format("{{ tools }} <tool_call>")
 MISTRAL = tool_format("{{ tools }} [TOOL_CALLS]")

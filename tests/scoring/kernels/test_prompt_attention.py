@@ -100,6 +100,8 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "narrow": {"head_dim": 24},
     "wide": {"head_dim": 80},
+    "longest": {"head_dim": 512},
+    "longest-window": {"head_dim": 512, "window": 100},
     "window": {"window": 100},
     "short-window": {"window": 5},
     "capped": {"cap": 2.0},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from jsonschema import Draft202012Validator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scoring.decoder.decoder import Decoder
+from scoring.generation.braced_calls import Braces
 from scoring.generation.channels import MARKS
+from scoring.generation.tagged_calls import Tags
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generation.test_replies import put_together
@@ -44,8 +47,18 @@ def served(tiny: Tiny, tmp_path: Path, template: str, slots: bool = True) -> Ser
 
 @pytest.fixture(scope="module", params=[*TEMPLATES])
 def model(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    made = served(tiny, tmp_path_factory.mktemp(request.param), TEMPLATES[request.param])
-    assert made.service.metadata()["tools"] == request.param
+    yield from _of_form(request.param, tiny, tmp_path_factory)
+
+
+@pytest.fixture(scope="module", params=["hermes", "json"])
+def usual(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model of one of two forms, for what is the same in all."""
+    yield from _of_form(request.param, tiny, tmp_path_factory)
+
+
+def _of_form(name: str, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    made = served(tiny, tmp_path_factory.mktemp(name), TEMPLATES[name])
+    assert made.service.metadata()["tools"] == name
     yield made
     assert made.service.drain(20)
 
@@ -66,7 +79,7 @@ def checked(answer: dict[str, Any]) -> list[dict[str, Any]]:
         arguments = json.loads(call["function"]["arguments"])
         schema = CITY if call["function"]["name"] == "get_weather" else {"const": {}}
         Draft202012Validator(schema).validate(arguments)
-        assert len(call["id"]) == 9
+        assert re.fullmatch(r"[a-zA-Z0-9]{9}|functions\.\w+:\d+", call["id"])
     calls: list[dict[str, Any]] = answer["tool_calls"]
     return calls
 
@@ -92,11 +105,12 @@ def test_an_answer_keeps_its_format_or_calls_tools(model: Served) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     how = {"response_format": form, "do_sample": True, "temperature": 2.0, "parallel_tool_calls": False}
     own = model.service.task.tool_format
-    begin = (own.end and own.begin) or ("[" if own.listed else "")
-    first = model.service.task.call_tokenizer(begin, add_special_tokens=False)["input_ids"][:1]
+    begin = own.begin if own.marked else "[" if own.listed else ""
     kinds = set()
-    for seed in range(8):
-        bias = {str(token): 100.0 for token in first if seed % 2}
+    for seed in range(8 if own.name == "json" else 2):
+        wanted = ("{" if begin else "", begin)[seed % 2]
+        first = model.service.task.call_tokenizer(wanted, add_special_tokens=False)["input_ids"][:1] if wanted else []
+        bias = {str(token): 100.0 for token in first}
         told = ask(model, seed=seed, logit_bias=bias, max_new_tokens=600, **how)
         if "tool_calls" in told:
             checked(told)
@@ -119,7 +133,7 @@ def test_streamed_calls_add_up_to_the_answers(model: Served) -> None:
     assert made["text"] == entry["generated_text"] == ""
     # Between tags or quotes a value is told once it is whole.
     form = model.service.task.tool_format
-    assert len(events) > (4 if form.tags or form.quote else 8)
+    assert len(events) > (3 if form.style.whole else 8)
 
 
 def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) -> None:
@@ -137,12 +151,12 @@ def test_calls_and_answers_of_tools_go_back_through_the_template(model: Served) 
     assert json.loads(call["function"]["arguments"])["city"] in prompt
 
 
-def test_what_is_not_called_is_text(model: Served) -> None:
-    free = ask(model, max_new_tokens=12, tool_choice="none", tools=None)
-    auto = ask(model, max_new_tokens=12)
+def test_what_is_not_called_is_text(usual: Served) -> None:
+    free = ask(usual, max_new_tokens=12, tool_choice="none", tools=None)
+    auto = ask(usual, max_new_tokens=12)
     assert set(free) == {"generated_text", "finish_reason"}
     assert auto["finish_reason"] == "length"
-    answer = ask(model, response_format={"type": "json_object"}, do_sample=True, seed=1, max_new_tokens=60)
+    answer = ask(usual, response_format={"type": "json_object"}, do_sample=True, seed=1, max_new_tokens=60)
     assert answer["finish_reason"] == "length" or isinstance(json.loads(answer["generated_text"]), dict)
 
 
@@ -160,8 +174,8 @@ _REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("asked", "place"), _REFUSED)
-def test_what_cannot_be_called_is_refused(asked: dict[str, Any], place: str, model: Served) -> None:
-    error = model.refused(CHAT, **({"tools": TOOLS} | asked))
+def test_what_cannot_be_called_is_refused(asked: dict[str, Any], place: str, usual: Served) -> None:
+    error = usual.refused(CHAT, **({"tools": TOOLS} | asked))
     assert error["where"].startswith(f"parameters.{place}"), error
 
 
@@ -179,7 +193,7 @@ def test_a_text_between_tags_keeps_no_strict_limit(model: Served) -> None:
     city = {"type": "object", "properties": own, "required": ["city"], "additionalProperties": False}
     tool = {"type": "function", "function": {"name": "f", "parameters": city, "strict": True}}
     form = model.service.task.tool_format
-    if form.tags is None and not form.quote:
+    if not isinstance(form.style, Tags | Braces):
         [call] = ask(model, tools=[tool], tool_choice="required", parallel_tool_calls=False)["tool_calls"]
         assert len(json.loads(call["function"]["arguments"])["city"]) <= 4
         return
@@ -264,11 +278,11 @@ def test_values_refer_to_any_place_of_their_schema(model: Served) -> None:
     Draft202012Validator(schema).validate(json.loads(call["function"]["arguments"]))
 
 
-def test_a_schema_that_is_none_is_no_failure(model: Served) -> None:
+def test_a_schema_that_is_none_is_no_failure(usual: Served) -> None:
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": None}}}}}]
-    ask(model, tools=tools, max_new_tokens=2)
+    ask(usual, tools=tools, max_new_tokens=2)
     parameters = {"max_new_tokens": 2, "tools": tools, "tool_choice": "required"}
-    status, answer = model({"inputs": CHAT, "parameters": parameters})
+    status, answer = usual({"inputs": CHAT, "parameters": parameters})
     assert (status, answer["error"]["code"]) == (400, "invalid_parameter")
 
 
