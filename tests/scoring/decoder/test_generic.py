@@ -123,6 +123,7 @@ def test_the_pass_serves_and_verifies_it() -> None:
     chosen = StaticDecode(slots=3, max_length=64, tier="generic")
     applied = chosen.apply(model)
     assert applied.detail.startswith("3 slots")
+    assert chosen.decoder is not None
     assert chosen.decoder.tier == "generic"
     assert chosen.verify(model, told) <= 1e-5
     for layer in chosen.decoder.model.layers:

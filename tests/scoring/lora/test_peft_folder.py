@@ -38,6 +38,12 @@ def test_tensors_held_whole_are_named_as_the_base_names_them() -> None:
     }
 
 
+def test_a_copy_of_what_a_product_changes_is_refused() -> None:
+    copy = {"base_model.model.x.q.base_layer.weight": (6, 8)}  # taken for the whole, it undid the product
+    with pytest.raises(UnservedAdapter, match=r"holds x\.q\.weight whole, and changes it"):
+        describe({"peft_type": "LORA", "r": 4}, SHAPES | copy)
+
+
 def test_convolutions_are_refused() -> None:
     shapes = {name: (*shape, 1, 1) for name, shape in SHAPES.items()}
     with pytest.raises(UnservedAdapter, match="convolutions"):
