@@ -143,7 +143,8 @@ def real(
 
         def runner(name: str) -> Runner:
             if name not in started:
-                family, task = MODELS[name]
+                kind, _, form = name.partition("-")  # of "tools" the form of its calls too
+                family, task = MODELS[kind]
                 folder = tmp_path_factory.mktemp("real") / name
                 model = str(tiny(family, task))
                 if name == "embed":
@@ -152,11 +153,13 @@ def real(
                     prompts = {"prompts": {"query": "query: "}}
                     inner = tmp_path_factory.mktemp("sentence") / "model"
                     model = str(sentence_folder(tiny(family, task), inner, layers=[NORMALIZE], prompts=prompts))
-                if name == "tools":
+                if kind == "tools":
                     from tests.tool_models import TEMPLATES, with_template
 
                     copied = tmp_path_factory.mktemp("tools") / "model"
-                    model = str(with_template(tiny(family, task), copied, TEMPLATES["hermes"]))
+                    model = str(
+                        with_template(tiny(family, task), copied, TEMPLATES[form.replace("-", "_") or "hermes"])
+                    )
                 # The CPU's pass takes seconds to time its ways, of which a tiny model shows nothing.
                 off = ("cpu",) if family == "bert" else ()
                 adapters = []
@@ -171,10 +174,10 @@ def real(
                     name,
                     output=folder,
                     passes_off=off,
-                    served_name=ALIASES[name][:1],
+                    served_name=ALIASES[kind][:1],
                     adapters=adapters,
                 )
-                told = ("--served-name", ",".join(ALIASES[name][1:])) if ALIASES[name] else ()
+                told = ("--served-name", ",".join(ALIASES[kind][1:])) if ALIASES[kind] else ()
                 with forking(fork_server):
                     started[name] = stack.enter_context(Runner(bundle, arguments=("--drain-seconds", "1", *told)))
             return started[name]
