@@ -101,9 +101,9 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
             raise UnservedAdapter(f"{name} has no {name.removesuffix(_UP) + _DOWN} beside it.", _COPY)
     if not products:
         raise UnservedAdapter(f"{WEIGHTS} holds no lora_A and lora_B of any product.", _COPY)
-    for product in products:
-        if (name := f"{product.module}.weight") in whole:  # peft saves a copy of an output matrix that it adapts
-            raise UnservedAdapter(f"It holds {name} whole, and changes it by a low-rank product too.")
+    for changed in products:
+        if (name := f"{changed.module}.weight") in whole:  # peft saves a copy of an output matrix that it adapts
+            raise UnservedAdapter(f"It holds {name} whole, and changes it by a low-rank changed too.")
     return PeftAdapter(tuple(products), whole)
 
 
