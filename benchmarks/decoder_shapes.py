@@ -84,6 +84,18 @@ _MIXTRAL_SMALL = _MISTRAL_7B | {"num_hidden_layers": 8, "num_local_experts": 8, 
 # gpt-oss-20b at half its depth, its windows as long as the measured context, since transformers' StaticCache over
 # shorter ones has no room for a token past them in a graph.
 _GPT_OSS_SMALL = {"num_hidden_layers": 12, "num_local_experts": 32, "sliding_window": 384}
+_RECURRENT = {  # as wide as those of about 9 B, few layers, of which three of four are recurrent
+    "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 8, "pad_token_id": 0,
+}  # fmt: skip
+_QWEN35_SMALL = _RECURRENT | {
+    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 256, "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+}  # fmt: skip
+_GRANITE4_SMALL = _RECURRENT | {
+    "num_attention_heads": 32, "num_key_value_heads": 8, "mamba_n_heads": 128, "mamba_d_head": 64,
+    "mamba_d_state": 128, "mamba_n_groups": 1, "shared_intermediate_size": 12288, "num_local_experts": 0,
+    "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 2,
+}  # fmt: skip
 _OLMO2_7B = {
     "vocab_size": 100352, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32,
@@ -119,6 +131,9 @@ CASES = {
     "qwen3-moe-small": Case("qwen3_moe", _QWEN3_MOE_SMALL, big=True, dtype="bfloat16"),
     "mixtral-small": Case("mixtral", _MIXTRAL_SMALL, big=True, dtype="bfloat16"),
     "gpt-oss-small": Case("gpt_oss", _GPT_OSS_SMALL, big=True, dtype="bfloat16"),
+    "qwen3.5-small": Case("qwen3_5_text", _QWEN35_SMALL, dtype="bfloat16"),
+    "qwen3.5-small-32": Case("qwen3_5_text", _QWEN35_SMALL, slots=32, dtype="bfloat16"),
+    "granite4-small": Case("granitemoehybrid", _GRANITE4_SMALL, dtype="bfloat16"),
     "olmo2-7b": Case("olmo2", _OLMO2_7B, big=True, dtype="bfloat16"),
     "phi4-mini": Case("phi3", _PHI4_MINI, big=True, dtype="bfloat16"),
 }

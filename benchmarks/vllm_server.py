@@ -19,9 +19,10 @@ from benchmarks.peers.servers import free_port
 
 START_S = 240.0
 _LOG_LINES = 60
-#: Beside what vLLM decides itself (CUDA graphs, compilation, prefix caching): room for all clients at once, contexts no
-#: longer than are asked for, memory left to the server beside it, and no line of log a request.
-FLAGS = ("--max-num-seqs", "256", "--max-model-len", str(LONGEST + NEW), "--gpu-memory-utilization", "0.4")
+#: Beside what vLLM decides itself (CUDA graphs, compilation, prefix caching): room for all clients at once, contexts in
+#: which it takes these prompts' letters, of which it allows six a token, memory left to the server beside it, and no
+#: line of log a request.
+FLAGS = ("--max-num-seqs", "256", "--max-model-len", str(2 * (LONGEST + NEW)), "--gpu-memory-utilization", "0.4")
 QUIET = ("--uvicorn-log-level", "warning")
 #: vLLM's sampler in torch, as where FlashInfer is not installed; and nothing is reported or fetched.
 ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}

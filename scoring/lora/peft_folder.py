@@ -103,7 +103,7 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         raise UnservedAdapter(f"{WEIGHTS} holds no lora_A and lora_B of any product.", _COPY)
     for changed in products:
         if (name := f"{changed.module}.weight") in whole:  # peft saves a copy of an output matrix that it adapts
-            raise UnservedAdapter(f"It holds {name} whole, and changes it by a low-rank changed too.")
+            raise UnservedAdapter(f"It holds {name} whole, and changes it by a low-rank product too.")
     return PeftAdapter(tuple(products), whole)
 
 
