@@ -147,7 +147,7 @@ class Scheduler:
 
     def step(self) -> None:
         """Advance every row by one token, and prompts by the rest of the budget; never raises."""
-        put_off = self._late and any(running.open for running in self._decoding)
+        put_off = self._late and any(running.open for running in self._going())  # beside which nothing is drafted
         self._append_read(put_off)
         enqueued = self._decode()
         enqueued += self._prefill(max(_LEAST_PROMPT, self.budget - len(self._decoding)))
@@ -171,11 +171,14 @@ class Scheduler:
         for each in read:
             self._tried(each, each.append)
 
+    def _going(self) -> list[RunningSequence]:
+        """Rows that decode on, as far as their tokens are known."""
+        return [each for each in self._decoding if each.enqueued < each.most and not each.over]
+
     def _decode(self) -> list[Enqueued]:
         for each in self._under_way.pending:
             self._tried(each, each.settle)
-        going = [each for each in self._decoding if each.enqueued < each.most and not each.over]
-        going.sort(key=lambda running: running.slot)
+        going = sorted(self._going(), key=lambda running: running.slot)
         drafts = self._drafting.drafts(going, self._under_way, self._room.spares(len(going)))
         step = partial(self._speculate, drafts) if drafts else self._step
         stepped = [each for _, each in self._isolate_failures(going, step)]
