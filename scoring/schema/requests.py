@@ -29,6 +29,7 @@ from scoring.schema.tools import ToolCall, ToolParameters
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
 MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
 MOST_BIASES = 1024  # of tokens
+MOST_BANNED = 128  # words that may not come
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
 MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt, or one that goes before a text
 MOST_TOKENS = 2**17  # of an input in token ids
@@ -205,6 +206,13 @@ class GenerationParameters(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOPS)] | None = Field(
         None, description="Tokens that end the generation; part of the answer unless special."
     )
+    include_stop_str_in_output: bool = Field(False, description="Answer with the stop text that ended it, too.")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MOST_BIASES)] | None = Field(
+        None, description="The only tokens that may come, up to 1024; one that ends a text has to be among them."
+    )
+    bad_words: Annotated[list[StopText], Field(max_length=MOST_BANNED)] | None = Field(
+        None, description="Words that may not come, up to 128, at the beginning of a text or behind a space."
+    )
     priority: int = Field(
         0,
         ge=-MOST,
@@ -216,6 +224,12 @@ class GenerationParameters(Strict):
     )
     top_n_tokens: int = Field(
         0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
+    )
+    return_token_ids: bool = Field(
+        False, description="Answer with `token_ids`, the tokens of the answer, and `prompt_token_ids`."
+    )
+    continuous_usage_stats: bool = Field(
+        False, description="In a stream, each event of text with `usage`: the tokens so far."
     )
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
     adapter: Word | None = Field(
@@ -237,8 +251,18 @@ class TextGenerationParameters(GenerationParameters, StructuredParameters):
         "likeliest in its place.",
     )
     truncate_prompt_tokens: int | None = Field(
-        None, ge=1, le=MOST, description="Keep only so many of the prompt's last tokens."
+        None,
+        ge=-1,
+        le=MOST,
+        description="Keep only so many of the prompt's last tokens; -1: as many as fit the context beside the answer.",
     )
+
+    @field_validator("truncate_prompt_tokens", mode="after")
+    @classmethod
+    def _keeps_some(cls, most: int | None) -> int | None:
+        if most == 0:
+            raise PydanticCustomError("truncate", "Input should be -1 or at least 1")
+        return most
 
 
 class ConversationalParameters(TextGenerationParameters, ToolParameters):

@@ -19,7 +19,6 @@ from scoring.schema.tools import Tool, ToolChoice
 from scoring.strict_json.body import dumps, text_bytes
 from scoring.tasks.chat_template import ThoughtControls, continues, render
 from scoring.tasks.generation import Generative, Tokens
-from scoring.tasks.generation_parameters import last_of
 
 _SCHEMA = "parameters.response_format.json_schema"
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
@@ -82,7 +81,7 @@ class Conversational(Generative):
             channels=self._channels and not going_on,
         )
         # The template writes the special tokens itself.
-        tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
+        tokens = self.last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         # An answer that is bound has no channels, and is read as one without them.
         constraint = self._constraint(parameters, tools, thought_rule(prompt, marks))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
@@ -161,7 +160,7 @@ class Conversational(Generative):
 
     def _reply(self, row: Row, number: int, tokens: Tokens) -> dict[str, Any]:
         settings = row.parameters
-        text = self.text(tokens, settings.stop)
+        text = self.text(tokens, settings)
         return whole(settings.reply, row.features["input_ids"], row.answer + number, text)
 
     def calls(self, row: Row, tokens: Tokens) -> bool:
