@@ -27,19 +27,17 @@ from scoring.schema.tools import ToolCall, ToolParameters
 
 #: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
-MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
-MOST_BIASES = 1024  # of tokens
-MOST_BANNED = 128  # words that may not come
+MOST_STOPS, MOST_STOP_CHARACTERS, MOST_BIASES = 16, 256, 1024
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
 MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt, or one that goes before a text
-MOST_TOKENS = 2**17  # of an input in token ids
+MOST_TOKENS, MOST_MESSAGES = 2**17, 2**14  # of an input in token ids, of a conversation
 MOST_EMBEDDED = 2048  # inputs of a request for vectors, OpenAI's limit
-MOST_MESSAGES = 2**14
 
 Text = Annotated[str, Field(min_length=1)]
 Word = Annotated[str, Field(min_length=1, max_length=MOST_WORD_CHARACTERS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 Stops = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
+BadWords = Annotated[list[StopText], Field(max_length=128)]
 TokenId = Annotated[int, Field(ge=0, le=MOST)]
 #: JSON names tokens as text.
 LogitBias = Annotated[
@@ -210,9 +208,7 @@ class GenerationParameters(Strict):
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MOST_BIASES)] | None = Field(
         None, description="The only tokens that may come, up to 1024; one that ends a text has to be among them."
     )
-    bad_words: Annotated[list[StopText], Field(max_length=MOST_BANNED)] | None = Field(
-        None, description="Words that may not come, up to 128, at the beginning of a text or behind a space."
-    )
+    bad_words: BadWords | None = Field(None, description="Words, up to 128, that may not come first or behind a space.")
     priority: int = Field(
         0,
         ge=-MOST,
@@ -225,12 +221,8 @@ class GenerationParameters(Strict):
     top_n_tokens: int = Field(
         0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
     )
-    return_token_ids: bool = Field(
-        False, description="Answer with `token_ids`, the tokens of the answer, and `prompt_token_ids`."
-    )
-    continuous_usage_stats: bool = Field(
-        False, description="In a stream, each event of text with `usage`: the tokens so far."
-    )
+    return_token_ids: bool = Field(False, description="Answer with `token_ids` and `prompt_token_ids` too.")
+    continuous_usage_stats: bool = Field(False, description="A stream's events of text tell the `usage` so far.")
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
     adapter: Word | None = Field(
         None, description="Which of the deployment's LoRA adapters answers; null: the model without any."
@@ -254,15 +246,8 @@ class TextGenerationParameters(GenerationParameters, StructuredParameters):
         None,
         ge=-1,
         le=MOST,
-        description="Keep only so many of the prompt's last tokens; -1: as many as fit the context beside the answer.",
+        description="Keep only so many of the prompt's last tokens; -1: what fits beside the answer.",
     )
-
-    @field_validator("truncate_prompt_tokens", mode="after")
-    @classmethod
-    def _keeps_some(cls, most: int | None) -> int | None:
-        if most == 0:
-            raise PydanticCustomError("truncate", "Input should be -1 or at least 1")
-        return most
 
 
 class ConversationalParameters(TextGenerationParameters, ToolParameters):

@@ -164,6 +164,9 @@ class Generative(Task):
     def last_of(self, tokens: Tokens, parameters: Any) -> Tokens:
         """The prompt's tokens, or as many of its last as are asked for; -1: as fit beside the answer."""
         most = parameters.truncate_prompt_tokens
+        if most == 0:
+            where = "parameters.truncate_prompt_tokens"
+            raise InvalidParameter("truncate_prompt_tokens is 0.", "Send at least 1, or -1.", where=where)
         if most == -1:
             context = self.loaded.context_length
             most = max(1, context - new_tokens_of(parameters, self.defaults, context))
