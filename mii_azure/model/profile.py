@@ -108,7 +108,7 @@ def profile(model: Model) -> Profile:
         context_length=context_length(model),
         expert_parameters=experts.parameters,
         expert_share=experts.share,
-        row_parameters=_row_parameters(config, layers, model.weights.parameters),
+        row_parameters=row_parameters(config, layers, model.weights.parameters),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=kv_bytes,
         state_bytes=kept.bytes,
@@ -131,7 +131,7 @@ def _kv_bytes(family: Family, differing: tuple[CachedLayers, ...], numbers: int,
     return 2 * item * (sum(each.numbers for each in differing) or numbers)
 
 
-def _row_parameters(config: dict[str, Any], layers: int, parameters: int) -> int:
+def row_parameters(config: dict[str, Any], layers: int, parameters: int) -> int:
     """Parameters of the table that has a row for each token and layer, as Gemma 3n and the small Gemma 4 have one."""
     text = configs.value(config, "text_config", dict) or config
     width = configs.value(text, "hidden_size_per_layer_input", int) or 0
