@@ -295,6 +295,27 @@ def over_http(result: Result) -> str:
     return "\n".join([*rows, "", text])
 
 
+def beside_vllm(result: Result) -> str:
+    """Our server and vLLM's, asked in turns."""
+    heads = ("first token p50 / p99 ms", "a token p50 / p99 ms", "processor µs a token")
+    rows = [f"| model | server | answers | tokens/s | {' | '.join(heads)} |", "|---" * 7 + "|"]
+    ways = {"completions": "whole", "openai": "streamed", "whole": "whole, /score", "stream": "streamed, /score"}
+    for name, model in result["models"].items():
+        for row in model["rows"]:
+            cells = ["" if row[f"{each} p50"] is None else f"{row[f'{each} p50']:{form}} / {row[f'{each} p99']:{form}}"
+                     for each, form in (("first", ".0f"), ("token", ".1f"))]  # fmt: skip
+            cells.append(f"{row['processor us']:.0f}")
+            rows.append(
+                f"| {name} | {row['server']} | {ways[row['way']]} | {row['tokens/s']:,.0f} | {' | '.join(cells)} |"
+            )
+    load = f"prompts of {result['load'][0]} to {result['load'][1]} tokens, {result['load'][2]} new ones, all at once"
+    clients = sorted({row["clients"] for model in result["models"].values() for row in model["rows"]})
+    asked = (
+        f"{', '.join(map(str, clients))} clients on the same machine: {load}; `/v1/completions` unless another is named"
+    )
+    return "\n".join([*rows, "", f"{asked}. Medians of turns after a first one. {where(result)}."])
+
+
 def waits(result: Result) -> str:
     """Streams beside a long prompt over HTTP, and long prompts alone."""
     ways = {"after_it": "come with it", "before_it": "run already"}

@@ -109,14 +109,23 @@ def decoders(result: Result) -> str:
         name = row["model"].removesuffix(f"-{row['slots']}")
         slots = "" if row["slots"] == 1 else f", {row['slots']} slots"
         gain = "" if stock is None else f"{stock / row['ours']:.2f}×"
+        tier = ", generic" if row.get("tier") == "generic" else ""
         rows.append(
-            f"| {name}{slots} | {_number(row.get('generate'))} | {_number(stock)} | {row['ours']:.2f} "
+            f"| {name}{tier}{slots} | {_number(row.get('generate'))} | {_number(stock)} | {row['ours']:.2f} "
             f"| {gain} | {row['floor']:.2f} | {row['floor'] / row['ours']:.0%} |"
         )
+    stocked = any(row["best_stock"] for row in result["rows"])
     note = "Stock: the faster of a CUDA graph and a compiled step in one, over transformers' static cache."
+    note = (
+        note
+        if stocked
+        else "No stock option but `generate` takes these: transformers' static cache has no such states."
+    )
     note = f"{note} {result['note']}" if "note" in result else note
+    narrow = {result["cases"][row["model"]].get("dtype", "float16") for row in result["rows"]} == {"bfloat16"}
+    form = "bfloat16" if narrow else "fp16"
     return "\n".join(
-        [*rows, "", f"{where(result)}, fp16 unless int8 is said, random weights of the real shapes. {note}"]
+        [*rows, "", f"{where(result)}, {form} unless int8 is said, random weights of the real shapes. {note}"]
     )
 
 
@@ -159,6 +168,10 @@ TABLES: dict[str, tuple[str, Callable[[Result], str]]] = {
     "decoders": ("decoders-h100.json", decoders),
     "families": ("decoders-families-h100.json", decoders),
     "families-h200": ("decoders-families-h200.json", decoders),
+    "mixtures": ("decoders-mixtures-h200.json", decoders),
+    "generic-others": ("decoders-generic-others-h200.json", decoders),
+    "recurrent-steps": ("recurrent_steps-h200.json", decoders),
+    "beside-vllm": ("beside_vllm.json", serving_tables.beside_vllm),
     "over-http": ("over_http.json", serving_tables.over_http),
     "waits": ("waits.json", serving_tables.waits),
     "throughput": ("throughput.json", serving_tables.throughput),

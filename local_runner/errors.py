@@ -61,6 +61,10 @@ class ModelNotServed(RunnerError):
     grpc_status = "NOT_FOUND"
 
 
+class DeploymentNotFound(ModelNotServed):
+    code = "DeploymentNotFound"
+
+
 class NoSuchRoute(RunnerError):
     code = "not_found"
     http_status = 404

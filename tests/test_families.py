@@ -174,6 +174,18 @@ def test_a_tokenizer_of_bytes_has_no_vocabulary_to_miss(tmp_path: Path, serving:
     assert [answer[0]["translation_text"]] == generated(folder, maker, ["The house"])
 
 
+@pytest.mark.parametrize("task", ["token-classification", "question-answering"])
+def test_a_tokenizer_of_characters_tells_no_offsets(task: str, tmp_path: Path) -> None:
+    """Found before anything is written, not when the server starts."""
+    folder = tmp_path / "model"
+    random(AutoConfig.for_model("canine", **ENCODERS["canine"]), auto_class(task)).save_pretrained(folder)
+    told = {"tokenizer_class": "CanineTokenizer", "model_max_length": CONTEXT}
+    folder.joinpath("tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
+    with pytest.raises(TaskUnsupported, match=r"CanineTokenizer .* does not tell where in a text its tokens are"):
+        mii_azure.plan(task, str(folder))
+    assert mii_azure.plan("feature-extraction", str(folder)).profile.kind == "encoder"
+
+
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_the_text_part_of_a_model_of_images(name: str, tmp_path: Path, serving: Serving) -> None:
     tokenizer = tiny_tokenizers.qwen2(CONTEXT)

@@ -16,6 +16,7 @@ from mii_azure.hardware.skus import all_skus
 from mii_azure.hardware.speed import Effort
 from mii_azure.model.experts import Experts, experts_of
 from mii_azure.model.families import find_family
+from mii_azure.model.profile import row_parameters
 from mii_azure.planning.expected import READING, decoder_runner, hands_on
 from mii_azure.platform import limits
 
@@ -44,6 +45,7 @@ _STABLE_DIFFUSION = 1_066_235_307  # parameters of version 1.4: UNet, VAE and te
 OTHER_RESULTS = {
     "adapters": "what adapters beside a model add",
     "admission": "what the scheduler takes of the host",
+    "beside_vllm": "another server, and what ours adds",
     "cache_forms": "what forms of the cache and of sums cost",
     "cache_forms-bfloat16": "what forms of the cache and of sums cost",
     "cpu-families": "families beside stock options on a CPU",
@@ -57,6 +59,7 @@ OTHER_RESULTS = {
     "encoder_families": "random weights of four shapes beside stock options",
     "encoder_ways": "what hosts add",
     "host_floors": "what hosts add",
+    "expert_tiles": "kernels",
     "first_hour": "an installation",
     "grammars": "what a grammar adds",
     "hosts": "what hosts add",
@@ -74,6 +77,7 @@ OTHER_RESULTS = {
     "quantised": "bytes and errors",
     "recurrent-granite4": "slots with recurrent states beside plain generate on a CPU",
     "recurrent-qwen3.5": "slots with recurrent states beside plain generate on a CPU",
+    "recurrent_steps-h200": "steps with recurrent states, in few wide layers",
     "sampling": "kernels",
     "slice_alone": "one of two slices, without the other",
     "soak": "endurance",
@@ -141,14 +145,16 @@ def _shape(kind: Any, family: str, told: str) -> _Shape:
     text = config.get_text_config()
     table = 0 if kind is AutoModelForMaskedLM else text.vocab_size * text.hidden_size
     layers, hidden = text.num_hidden_layers, text.hidden_size
+    looked_up = table + row_parameters(text.to_dict(), layers, parameters)
     experts = experts_of(text.to_dict(), find_family(text.to_dict()), layers, hidden, parameters)
-    return _Shape(parameters - table, layers, hidden, table, _kept(text), experts)
+    return _Shape(parameters - looked_up, layers, hidden, table, _kept(text), experts)
 
 
 def _kept(text: Any) -> int:
     """Bytes that a token leaves in the cache; 0 for an encoder."""
-    heads = getattr(text, "num_key_value_heads", None) or 0
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    told = text.to_dict()  # whose heads may differ by layer, which an attribute would not tell
+    heads, size = (told.get(name) or 0 for name in ("num_key_value_heads", "head_dim"))
+    size = size or text.hidden_size // text.num_attention_heads
     return 4 * int(text.num_hidden_layers * heads * size)
 
 
@@ -160,8 +166,8 @@ def _decoders() -> Iterator[Measured]:
             shape = _shape(AutoModelForCausalLM, case["family"], json.dumps(case["config"]))
             experts, share = shape.experts
             bandwidth = H100.bandwidth_gb_s * 1e9 if told["revision"] in _OVER_AN_H100S else card.bandwidth
-            # The floors are of all weights, and a step reads the experts that its rows chose.
-            read = row["floor"] * 1e-3 * bandwidth - 2.0 * experts * (1 - share) ** rows
+            # The floors are of the experts that one row chooses, and a step reads those of all its rows.
+            read = row["floor"] * 1e-3 * bandwidth + 2.0 * experts * (1 - share) * (1 - (1 - share) ** (rows - 1))
             flops = 2.0 * (shape.multiplied + shape.scores - experts * (1 - share)) * rows
             runner = decoder_runner(row.get("tier", "fused"), rows, "int8" if case["int8"] else "")
             yield Measured(runner, row["model"], Effort(read, flops, shape.layers), card, row["ours"] * 1e-3)

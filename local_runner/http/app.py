@@ -229,7 +229,7 @@ async def _on_error(request: Request, error: Exception) -> Response:
     """Turn one of our errors into its JSON body."""
     if not isinstance(error, MiiAzureError):
         raise error
-    return error_response(request.url.path, error)
+    return error_response(request.url.path, azure_paths.in_words_of(request.scope, error))
 
 
 def error_response(path: str, error: MiiAzureError) -> Response:

@@ -3,6 +3,9 @@
 from typing import Any
 from urllib.parse import unquote
 
+from local_runner.errors import DeploymentNotFound, ModelNotServed
+from scoring.errors import MiiAzureError
+
 PREFIX = "/openai/"
 _DEPLOYMENT = "azure_deployment"  # of a request's scope
 
@@ -41,3 +44,10 @@ def with_deployment(scope: Any, sent: dict[str, Any]) -> dict[str, Any]:
     """Body of a request whose path may name the deployment: that is its model, as at Azure."""
     name = scope.get(_DEPLOYMENT)
     return sent if name is None else {**sent, "model": name}
+
+
+def in_words_of(scope: Any, error: MiiAzureError) -> MiiAzureError:
+    """The error as clients of Azure know it: a path that names no deployment of ours has a code of its own there."""
+    if _DEPLOYMENT in scope and isinstance(error, ModelNotServed):
+        return DeploymentNotFound(error.message, error.hint, error.where)
+    return error

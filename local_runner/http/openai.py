@@ -111,11 +111,16 @@ class _Form:
         said = {"message": _message(entry, text)} if self.chat else {"text": text}
         logprobs = self._logprobs(entry["details"]) if self._scored else None
         more = {} if self.chat else self.of_prompt(entry)
-        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **more}
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason, **more, **self.ids(entry)}
 
     def counted(self, used: dict[str, Any]) -> dict[str, Any]:
         """Usage as the caller asked for it."""
         return {**used, "completion_tokens": 0} if self._only_repeats else used
+
+    def ids(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Tokens of an answer if asked for, and of a completion its prompt's."""
+        names = ("token_ids",) if self.chat else ("token_ids", "prompt_token_ids")
+        return {name: entry[name] for name in names if name in entry}
 
     def of_prompt(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Log-probabilities of the prompt, if asked for: of a chat its own field, of a completion each choice's."""
@@ -140,7 +145,7 @@ async def _generate(
         several = canonical["parameters"].get("num_return_sequences") or 1
         begins = [openai_requests.repeated(canonical)] * several
         told = StreamFormat(form.head, form.chat, begins, openai_requests.wants_usage(sent))
-        return streamed(host, answer, partial(_told, form=told), failed, told.begin())
+        return streamed(host, answer, partial(_told, stream=told, form=form), failed, told.begin())
     answers, used = await _score(host, headers, canonical)
     entries = [entry for one in answers for entry in one]
     choices = [
@@ -149,16 +154,23 @@ async def _generate(
     ]
     for choice, stop in zip(choices, used.get("stop_reasons", ()), strict=False):
         choice["stop_reason"] = stop
-    more = form.of_prompt(entries[0]) if form.chat else {}
+    more = form.of_prompt(entries[0]) | _prompt_ids(entries[0]) if form.chat else {}
     used = form.counted(used)
     return JSONResponse({**form.head, "choices": choices, "usage": _usage(used), **more})
 
 
-def _told(event: Event, form: StreamFormat) -> bytes:
+def _prompt_ids(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("prompt_token_ids",) if name in entry}
+
+
+def _told(event: Event, stream: StreamFormat, form: _Form) -> bytes:
     if "token" in event:
-        return form.text(event)
-    used = event["usage"]
-    return form.end(used["finish_reasons"], _usage(used), used.get("stop_reasons"))
+        return stream.text(event)
+    used, entries = event["usage"], event["answer"]
+    told = [form.ids(entry) for entry in entries]
+    if stops := used.get("stop_reasons"):
+        told = [own | {"stop_reason": stop} for own, stop in zip(told, stops, strict=True)]
+    return stream.end(used["finish_reasons"], _usage(used), told, _prompt_ids(entries[0]) if form.chat else {})
 
 
 async def _ask(host: Host, headers: Mapping[str, str], canonical: dict[str, Any]) -> Answer:

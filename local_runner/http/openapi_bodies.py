@@ -19,7 +19,10 @@ _TEXTS_OR_IDS = {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_T
 _GENERATION: dict[str, Any] = {
     "model": _TEXT,
     "stream": {"type": "boolean"},
-    "stream_options": {"type": "object", "properties": {"include_usage": {"type": "boolean"}}},
+    "stream_options": {
+        "type": "object",
+        "properties": {"include_usage": {"type": "boolean"}, "continuous_usage_stats": {"type": "boolean"}},
+    },
     "max_tokens": {"type": "integer", "minimum": 1},
     "n": {"type": "integer", "minimum": 1, "maximum": 16},
     "temperature": {"type": "number", "minimum": 0, "maximum": 100},
@@ -37,7 +40,11 @@ _GENERATION: dict[str, Any] = {
     "logit_bias": {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}},
     "priority": {"type": "integer"},
     "prompt_logprobs": {"type": "integer", "minimum": 0, "maximum": 20},
-    "truncate_prompt_tokens": {"type": "integer", "minimum": 1},
+    "truncate_prompt_tokens": {"type": "integer", "minimum": -1},
+    "include_stop_str_in_output": {"type": "boolean"},
+    "allowed_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 1024},
+    "bad_words": {"type": "array", "items": _TEXT, "maxItems": 128},
+    "return_token_ids": {"type": "boolean"},
     "user": _TEXT,
     "response_format": {
         "type": "object",
@@ -156,6 +163,7 @@ BODIES: dict[str, dict[str, Any]] = {
         logprobs={"type": "boolean"},
         top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
         max_completion_tokens={"type": "integer", "minimum": 1},
+        prediction={"type": "object"},
         continue_final_message={"type": "boolean"},
         add_generation_prompt={"type": "boolean"},
         reasoning_effort=_TEXT,
@@ -191,6 +199,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/generate": _CONTINUED,
     "/generate_stream": _CONTINUED,
     "/embed": _object(["inputs"], inputs=_TEXTS_OR_IDS, truncate={"type": "boolean"}, normalize={"type": "boolean"}),
+    "/embed_sparse": _object(["inputs"], inputs=_TEXTS_OR_IDS, truncate={"type": "boolean"}),
     "/predict": _object(["inputs"], inputs={}, truncate={"type": "boolean"}, raw_scores={"type": "boolean"}),
     "/similarity": _object(["inputs"], inputs=_object(["source_sentence", "sentences"]), parameters={"type": "object"}),
     "/rerank": _object(

@@ -33,6 +33,11 @@ def add(app: FastAPI, host: Host, body: Callable[[Request], Any]) -> None:
     async def embed(request: Request) -> Response:
         return JSONResponse(await answer(request, tei_requests.embed(await body(request), host.deployment)))
 
+    @app.post("/embed_sparse", summary="Turn texts into sparse vectors, in text-embeddings-inference's form")
+    async def embed_sparse(request: Request) -> Response:
+        vectors = await answer(request, tei_requests.embed_sparse(await body(request), host.deployment))
+        return JSONResponse([tei_requests.sparse_values(vector) for vector in vectors])
+
     @app.post("/rerank", summary="Order texts by how well they answer a query, in text-embeddings-inference's form")
     async def rerank(request: Request) -> Response:
         sent = await body(request)

@@ -18,7 +18,7 @@ PATH = "/v1/messages"
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "speed": ("standard",),
     "num_return_sequences": (1,),
-    **dict.fromkeys(("logprobs", "return_details"), (False,)),  # its answers have no place for them
+    **dict.fromkeys(("logprobs", "return_details", "return_token_ids"), (False,)),  # its answers have no place for them
     **dict.fromkeys(("container", "mcp_servers", "n", "max_completion_tokens", "reasoning_effort"), ()),
     **dict.fromkeys(("top_logprobs", "prompt_logprobs"), ()),
 }

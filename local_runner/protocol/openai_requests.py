@@ -38,6 +38,7 @@ _RENAMED = {
 _MARKS = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "request_id"),
     *("prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "guided_decoding_backend"),
+    "prediction",  # of the answer: it makes one faster, never another
 }
 #: Fields that this module reads itself, by path; any other goes to the scoring script.
 _READ = {
@@ -54,17 +55,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "return_full_text": (),  # it is called echo here
     "verbosity": ("medium",),
-    **dict.fromkeys(("audio", "prediction", "web_search_options"), ()),
+    **dict.fromkeys(("audio", "web_search_options", "prompt_embeds"), ()),
     # Fields of vLLM's clients that send each of them with its default.
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),  # there are none beside others
-    "include_stop_str_in_output": (False,),
     "use_beam_search": (False,),
     "detokenize": (True,),
-    "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
+    "continuous_usage_stats": (),  # it is told in `stream_options`
     "include_reasoning": (True,),
-    **dict.fromkeys(("bad_words", "allowed_token_ids", "logits_processors", "documents"), ([],)),
+    **dict.fromkeys(("logits_processors", "documents"), ([],)),
     **dict.fromkeys(("vllm_xargs", "mm_processor_kwargs"), ({},)),
 }
 #: The same of fields that only conversations have, or have another default.
@@ -76,10 +76,26 @@ _NEUTRAL_IN_COMPLETIONS: dict[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
 }
+#: Lists that mean nothing where they are empty.
+_NO_LISTS = ("stop", "stop_token_ids", "bad_words", "allowed_token_ids")
 _STREAM_OPTIONS = {
     "include_usage": (True, False),
     "include_obfuscation": (False,),
-    "continuous_usage_stats": (False,),
+    "continuous_usage_stats": (True, False),
+}
+#: Ways around fields that are not served, where leaving them out is not all that can be done.
+_REMEDIES = {
+    "prompt_embeds": 'Send the prompt as a text or as token ids, in "prompt".',
+    "skip_special_tokens": 'Ask for "return_token_ids": true, whose ids have special tokens too.',
+    "detokenize": 'Leave it out; "return_token_ids": true answers with the ids beside the text.',
+    "verbosity": "Say in a system message how long answers are to be.",
+    "modalities": 'Answers are texts: ["text"].',
+    "continuous_usage_stats": 'Send it in "stream_options".',
+    "best_of": 'Ask for as many answers with "n", and take the best of them by their logprobs.',
+    "use_beam_search": '"num_beams" searches with beams.',
+    "suffix": "Write what follows into the prompt, as the model's own form of filling in has it.",
+    "return_tokens_as_token_ids": 'Ask for "return_token_ids": true.',
+    **dict.fromkeys(("functions", "function_call"), 'Send "tools" and "tool_choice".'),
 }
 
 
@@ -180,6 +196,11 @@ def wants_usage(sent: dict[str, Any]) -> bool:
     return bool((sent.get("stream_options") or {}).get("include_usage"))
 
 
+def wants_usage_throughout(sent: dict[str, Any]) -> bool:
+    """True if each event of a stream reports the usage so far."""
+    return bool((sent.get("stream_options") or {}).get("continuous_usage_stats"))
+
+
 def repeated(canonical: dict[str, Any]) -> str:
     """Prompt that a stream's answers begin with: the scoring script streams only what is new."""
     return str(canonical["inputs"]) if canonical["parameters"].get("return_full_text") else ""
@@ -218,7 +239,8 @@ def _check(sent: dict[str, Any], deployment: Deployment, tasks: tuple[str, ...],
         value = sent.get(name)
         neutral = (*neutral, sent.get("n")) if name == "best_of" else neutral  # as many as are answered: no choice
         if value is not None and json.dumps(value) not in map(json.dumps, neutral):
-            raise InvalidParameter(f"{name} is not served here.", f'Leave out "{name}".', name)
+            remedy = _REMEDIES.get(name, f'Leave out "{name}".')
+            raise InvalidParameter(f"{name} is not served here.", remedy, name)
 
 
 def _neutral(path: str) -> dict[str, tuple[Any, ...]]:
@@ -240,6 +262,12 @@ def _check_stream_options(sent: dict[str, Any]) -> None:
         if value is not None and not any(value is known for known in _STREAM_OPTIONS.get(name, ())):
             where = f"stream_options.{name[:80]}"
             raise InvalidParameter(f"{where} is not served with that value.", 'Here is "include_usage": true.', where)
+    if options.get("continuous_usage_stats") and not options.get("include_usage"):
+        raise InvalidParameter(
+            "continuous_usage_stats tells a stream's usage, which is not asked for.",
+            'Set "include_usage": true too.',
+            "stream_options.continuous_usage_stats",
+        )
 
 
 def _check_twice_named(sent: dict[str, Any]) -> None:
@@ -257,8 +285,10 @@ def _parameters(sent: dict[str, Any], path: str) -> dict[str, Any]:
     parameters = {
         _RENAMED.get(name, name): value
         for name, value in given.items()
-        if name not in done and (name, value) != ("stop", [])
+        if name not in done and not (name in _NO_LISTS and value == [])
     }
+    if wants_usage_throughout(sent):
+        parameters["continuous_usage_stats"] = True
     if "response_format" in parameters:
         parameters["response_format"] = _response_format(parameters["response_format"])
     if "prompt_logprobs" in parameters:

@@ -20,6 +20,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
     **dict.fromkeys(("prompt", "max_tool_calls", "context_management", "moderation", "n", "messages"), ()),
     "num_return_sequences": (1,),
+    "return_token_ids": (False,),
     "reasoning_effort": (),  # it is told in `reasoning` here
 }
 _STORED: dict[str, tuple[Any, ...]] = {"store": (False,), "previous_response_id": (), "conversation": ()}
@@ -86,7 +87,8 @@ def _format(text: Any) -> Any:
         or set(text) - {"format", "verbosity"}
         or text.get("verbosity") not in (None, "medium")
     ):
-        raise InvalidParameter('"text" holds a "format".', "verbosity is medium.", "text")
+        remedy = "verbosity is medium: say in the instructions how long answers are to be."
+        raise InvalidParameter('"text" holds a "format".', remedy, "text")
     wanted = text.get("format")
     if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
         return wanted

@@ -7,7 +7,7 @@ from scoring.errors import InvalidInput, InvalidParameter
 from scoring.host_api import Deployment
 
 #: Routes of its own; errors there take its shape.
-PATHS = ("/embed", "/rerank", "/predict", "/similarity")
+PATHS = ("/embed", "/embed_sparse", "/rerank", "/predict", "/similarity")
 _EMBEDDING = ("sentence-embeddings", "feature-extraction")
 _RANKING, _CLASSIFYING, _COMPARING = "text-ranking", "text-classification", "sentence-similarity"
 
@@ -16,15 +16,40 @@ def embed(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
     """Canonical request for a body of /embed; as there, vectors have unit length unless it says not."""
     check_served(sent, deployment, _EMBEDDING, "/embed")
     if deployment.task_options.get("form"):
-        raise InvalidInput("This model's vectors are no lists of numbers.", "Send the texts to /score.", "inputs")
+        raise InvalidInput(
+            "This model's vectors are no lists of numbers.",
+            "Send the texts to /score, or sparse ones to /embed_sparse.",
+            "inputs",
+        )
+    usual: dict[str, Any] = {"normalize": True}
+    if deployment.task == "feature-extraction":
+        usual["pooling"] = "model"
+    return {"inputs": _embedded(sent), "parameters": usual | _others(sent, "inputs")}
+
+
+def embed_sparse(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:
+    """Canonical request for a body of /embed_sparse."""
+    check_served(sent, deployment, _EMBEDDING, "/embed_sparse")
+    if deployment.task_options.get("form") != "sparse":
+        raise InvalidInput("This model's vectors are not sparse.", "Send the texts to /embed or /score.", "inputs")
+    others = _others(sent, "inputs")
+    if others.get("sparse_keys", "index") != "index":
+        raise InvalidParameter("The weights here are told by their indices.", "Use /score.", "sparse_keys")
+    return {"inputs": _embedded(sent), "parameters": others}
+
+
+def sparse_values(vector: dict[str, float]) -> list[dict[str, Any]]:
+    """Weights of a sparse vector in that server's form, by index."""
+    return sorted(({"index": int(index), "value": value} for index, value in vector.items()), key=lambda w: w["index"])
+
+
+def _embedded(sent: dict[str, Any]) -> list[Any]:
+    """Texts of a body, or their token ids; raises InvalidInput for anything else."""
     given = sent.get("inputs")
     inputs = given if isinstance(given, list) and not _is_tokens(given) else [given]
     if not inputs or not all(isinstance(each, str) or _is_tokens(each) for each in inputs):
         raise InvalidInput("The inputs must be a text, its token ids, or a list of either.", where="inputs")
-    usual: dict[str, Any] = {"normalize": True}
-    if deployment.task == "feature-extraction":
-        usual["pooling"] = "model"
-    return {"inputs": inputs, "parameters": usual | _others(sent, "inputs")}
+    return inputs
 
 
 def rerank(sent: dict[str, Any], deployment: Deployment) -> dict[str, Any]:

@@ -159,6 +159,7 @@ SCORING_FILES = (
     "generation/grammars.py",
     "generation/json_calls.py",
     "generation/mark_texts.py",
+    "generation/mark_tokens.py",
     "generation/named_calls.py",
     "generation/prompt_lookup.py",
     "generation/pythonic_calls.py",

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mii_azure.errors import AdapterUnusable, PickleRefused
 from mii_azure.model.files import contained
@@ -12,6 +13,7 @@ from mii_azure.model.safetensors import FLOAT_NAMES, Tensor, read_header
 from mii_azure.platform.paths import expanded, is_folder
 from scoring.lora.peft_folder import (
     CONFIG,
+    MERGE,
     PICKLE,
     WEIGHTS,
     LowRank,
@@ -137,6 +139,18 @@ def targets(adapter: Adapter, base: Mapping[str, Tensor], family: str) -> dict[s
         _require_shape(adapter, tensor, stored[source].shape)
         found[tensor.name] = source
     return found
+
+
+def require_same(adapter: Adapter, product: LowRank, own: Mapping[str, Any], weight: Any) -> None:
+    """Raise AdapterUnusable if a copy that it holds of a weight which it changes has other numbers than the base's."""
+    name = f"{product.module}.weight"
+    copy = adapter.content.copies.get(name)
+    if copy is not None and not own[copy].to(weight).equal(weight):
+        raise AdapterUnusable(
+            f"The adapter {adapter.name} holds {name} whole with other numbers than the base's, and changes it by a"
+            " low-rank product too.",
+            MERGE,
+        )
 
 
 def _find(adapter: Adapter, name: str, base: Mapping[str, Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from mii_azure.model.consistency import is_compared
 from mii_azure.model.families import find_family
 from mii_azure.model.files import contained, shards
 from mii_azure.model.quantizable import narrow_bytes
-from mii_azure.model.resolved import INDEX, WEIGHTS, Model, is_pickle, read_settings
+from mii_azure.model.resolved import INDEX, WEIGHTS, WITHOUT_VOCABULARY, Model, is_pickle, read_settings
 from mii_azure.model.safetensors import Tensor, Weights
 from scoring.config import DIFFUSERS_INDEX, MODULES
 from scoring.sentence.forms import COLBERT_FILE
@@ -36,8 +36,6 @@ _SUFFIXES = (".json", ".model", ".spm", ".jinja", ".tiktoken", ".codes")
 _TEXTS = re.compile(r"(vocab|merges|dict|spiece|added_tokens).*\.txt$")
 # Records of a training run, and indexes of weights in formats that are not loaded.
 _LEFTOVERS = re.compile(r"(\.index\.json$|_results\.json$|^train(er|ing)_|^model_index\.json$|^adapter_)")
-#: Tokenizers of bytes or characters.
-_WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 _LEGAL = re.compile(r"^(LICEN[CS]E|NOTICE)([._-][\w.-]*)?$")  # files that a redistributor must pass on
 _SHARD = re.compile(r"^model-\d+-of-\d+\.safetensors$")
 
@@ -269,7 +267,7 @@ def _chosen(folder: Path, allow_pickle: bool, code: bool) -> list[str]:
 def require_vocabulary(files: Iterable[Path], folder: Path, model: str) -> None:
     """Raise TokenizerMissing if none of the files to copy holds a vocabulary: every word would be unknown."""
     told = folder / "tokenizer_config.json"
-    if told.is_file() and read_settings(told).get("tokenizer_class") in _WITHOUT_VOCABULARY:
+    if told.is_file() and read_settings(told).get("tokenizer_class") in WITHOUT_VOCABULARY:
         return
     named = {"tokenizer.json", "vocab.json"}
     endings = (".model", ".spm", ".tiktoken", ".codes")

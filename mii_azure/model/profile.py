@@ -11,7 +11,7 @@ from mii_azure.model.cached_layers import CachedLayers, cached_layers
 from mii_azure.model.consistency import tokens_without_embedding
 from mii_azure.model.experts import experts_of
 from mii_azure.model.families import Family, Options, TaskFacts, all_tasks, fact, find_family, first_architecture
-from mii_azure.model.resolved import Model, Source
+from mii_azure.model.resolved import WITHOUT_VOCABULARY, Model, Source
 from mii_azure.model.safetensors import DTYPE_BYTES
 from mii_azure.model.states import States, states
 from mii_azure.model.windows import windows
@@ -108,7 +108,7 @@ def profile(model: Model) -> Profile:
         context_length=context_length(model),
         expert_parameters=experts.parameters,
         expert_share=experts.share,
-        row_parameters=_row_parameters(config, layers, model.weights.parameters),
+        row_parameters=row_parameters(config, layers, model.weights.parameters),
         image_size=fact(config, family, "image_size") or 0 if family.kind == "diffusion" else 0,
         kv_bytes_per_token=kv_bytes,
         state_bytes=kept.bytes,
@@ -131,7 +131,7 @@ def _kv_bytes(family: Family, differing: tuple[CachedLayers, ...], numbers: int,
     return 2 * item * (sum(each.numbers for each in differing) or numbers)
 
 
-def _row_parameters(config: dict[str, Any], layers: int, parameters: int) -> int:
+def row_parameters(config: dict[str, Any], layers: int, parameters: int) -> int:
     """Parameters of the table that has a row for each token and layer, as Gemma 3n and the small Gemma 4 have one."""
     text = configs.value(config, "text_config", dict) or config
     width = configs.value(text, "hidden_size_per_layer_input", int) or 0
@@ -229,12 +229,14 @@ def task_check(profile: Profile, task: TaskFacts) -> None:
 def task_options(model: Model, task: TaskFacts) -> Options:
     """Options of the task for this model: its defaults, or none where modules.json says how to make vectors.
 
-    Raises TaskUnsupported if the model lacks a chat template or a label that the task needs.
+    Raises TaskUnsupported if the model lacks a chat template, a label or offsets that the task needs.
     """
     if task.name == "conversational" and model.source in ("folder", "hub"):
         _check_chat_template(model)
     if task.name == "zero-shot-classification":
         _check_entailment(model)
+    if task.name in ("token-classification", "question-answering"):
+        _check_offsets(model, task.name)
     one_vector = task.name in ("sentence-embeddings", "sentence-similarity")
     if one_vector and MODULES in model.settings:
         return {}
@@ -243,6 +245,16 @@ def task_options(model: Model, task: TaskFacts) -> Options:
     if task.name == "text-ranking" and first_architecture(model.config).endswith(CAUSAL):
         return {FORM: JUDGES}
     return dict(task.options)
+
+
+def _check_offsets(model: Model, task: str) -> None:
+    """Refuse tokenizers whose class has no fast form, which alone tells where in a text its tokens are."""
+    told = (model.settings.get("tokenizer_config.json") or {}).get("tokenizer_class")
+    if told in WITHOUT_VOCABULARY:
+        raise TaskUnsupported(
+            f"{told} of {model.name} does not tell where in a text its tokens are, which {task} needs.",
+            "Take a model whose folder has tokenizer.json, or a task over whole texts.",
+        )
 
 
 def _check_entailment(model: Model) -> None:

@@ -10,6 +10,8 @@ from scoring.strict_json.files import LARGEST_FILE, read_file, read_object
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+#: Tokenizers of bytes or characters, of which transformers has no fast form.
+WITHOUT_VOCABULARY = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
 
 Source = Literal["folder", "hub", "recorded", "reference"]
 

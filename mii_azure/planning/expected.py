@@ -18,7 +18,6 @@ from mii_azure.platform import limits
 from scoring.passes.families import (
     CPU_STACK,
     FUSED_ENCODER,
-    MIXTURES,
     NATIVE_STEP,
     WORTH_ON_CPU,
     decoder_tier,
@@ -60,15 +59,8 @@ def runner(work: Work, placed: Fit, rows: int) -> str:
         name = "diffusion"
     else:
         tier = decoder_tier(work.profile.family).tier if placed.room.pool else None
-        if _unmeasured(work):
-            tier = tier and "generic"
         name = decoder_runner(tier, rows, work.profile.shipped) if tier else ""
     return name if name in speeds() else ""
-
-
-def _unmeasured(work: Work) -> bool:
-    """Return True for experts in the fused tier, whose steps are taken to be as the generic tier's were measured."""
-    return text_family(work.profile.family) in MIXTURES
 
 
 def _on_cpu(work: Work, placed: Fit, rows: int) -> str:
@@ -160,7 +152,7 @@ def basis(work: Work, placed: Fit, rows: int) -> Basis:
     name = runner(work, placed, rows)
     if not name:
         return "assumed"
-    gpu = None if _unmeasured(work) else placed.sku.gpu
+    gpu = placed.sku.gpu
     return "measured" if gpu is not None and gpu.name in speeds()[name].cards else "scaled"
 
 

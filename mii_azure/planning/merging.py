@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mii_azure.errors import WeightsCorrupt
-from mii_azure.model.adapters import CONV1D, Adapter, targets
+from mii_azure.model.adapters import CONV1D, Adapter, require_same, targets
 from mii_azure.model.folder import stored_tensors, weight_files
 from mii_azure.planning.plan import Plan
 from scoring.lora.peft_folder import WEIGHTS, LowRank
@@ -43,7 +43,8 @@ class MergeJob:
     def make(self, target: Path, progress: Callable[[int, int], None]) -> dict[str, str]:
         """Write the files into `target`, which has the others; return {name: SHA-256}.
 
-        Holds one file in memory at a time. Raises WeightsCorrupt for a sum that is not finite, OSError.
+        Holds one file in memory at a time. Raises AdapterUnusable for a copy that is not
+        the base's, WeightsCorrupt for a sum that is not finite, OSError.
         """
         from safetensors.torch import load_file, save_file
 
@@ -69,6 +70,7 @@ class MergeJob:
         if isinstance(change, str):
             found = own[change].to(weight.dtype)
         else:
+            require_same(self.adapter, change, own, weight)
             sum_ = own[change.up].float() @ own[change.down].float()
             sum_ = (sum_.T if self.plan.profile.family in CONV1D else sum_) * change.scaling
             found = (weight.float() + sum_).to(weight.dtype)

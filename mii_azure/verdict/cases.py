@@ -32,6 +32,8 @@ _GENERATED: list[dict[str, Any]] = [
     {"max_new_tokens": 3, "return_details": True, "top_n_tokens": 2},
     {"max_new_tokens": 6, "presence_penalty": 1.5, "frequency_penalty": 0.5, "logit_bias": {"5": 3.0, "7": -100}},
     {"max_new_tokens": 6, "min_p": 0.1, "temperature": 0.9, "seed": 3, "stop_token_ids": [9], "priority": 1},
+    {"max_new_tokens": 6, "allowed_token_ids": [5, 7, 9], "return_token_ids": True, "continuous_usage_stats": True},
+    {"max_new_tokens": 6, "bad_words": ["the", "a b"], "stop": ["e"], "include_stop_str_in_output": True},
 ]
 
 #: Of tasks that embed; base64 would have to be equal to the last bit, where numbers need not be.
@@ -60,6 +62,8 @@ _CONTINUED: list[dict[str, Any]] = [
     {"max_new_tokens": 6, "do_sample": True, "seed": 7, "temperature": 0.8, "top_p": 0.9},
     {"max_new_tokens": 2, "return_details": True, "prompt_logprobs": 1, "truncate_prompt_tokens": 16},
     {"max_new_tokens": 2, "logit_bias": {"2147483647": 1.0}},
+    {"max_new_tokens": 2, "allowed_token_ids": [2147483647]},
+    {"max_new_tokens": 4, "truncate_prompt_tokens": -1},
 ]
 
 #: Of conversations; a template without tools refuses them on every host alike.

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from scoring.decoder.block_pool import BLOCK, BlockPool
 
 MIN_PREFIX_TOKENS = 16  # fewer are not worth reusing
+LOOKED_AT = 16  # prefixes that go on alike, on either side of a prompt's place among them
 
 Tokens = tuple[int, ...]
 Begin = tuple[str, Tokens]  # a salt and first tokens
@@ -37,16 +38,21 @@ class Node:
     order: list[Tokens] = field(default_factory=list)  # the children's tokens, sorted
     salt: str = ""  # of a root
 
-    def closest(self, tokens: Tokens) -> tuple["Node | None", int]:
+    def closest(self, tokens: Tokens, groups: Sequence[int] = ()) -> tuple["Node | None", int]:
         """Return the child that shares the most leading tokens with these, and their number; None if none shares any.
 
-        It stands right before or behind the place that they would have among the sorted ones.
+        It has blocks of all `groups`. Sorted, children share the less the further they stand from the place that the
+        tokens would have; on either side, few are looked at.
         """
         best, most = None, 0
         at = bisect_left(self.order, tokens)
-        for own in self.order[max(0, at - 1) : at + 1]:
-            if (found := common_prefix(own, tokens)) > most:
-                best, most = self.children[own], found
+        for near in (reversed(self.order[max(0, at - LOOKED_AT) : at]), self.order[at : at + LOOKED_AT]):
+            for own in near:
+                if (found := common_prefix(own, tokens)) <= most:
+                    break
+                if all(self.children[own].blocks[group] for group in groups):
+                    best, most = self.children[own], found
+                    break
         return best, most
 
     def add(self, child: "Node") -> None:
@@ -115,27 +121,33 @@ class PrefixCache:
 
     def match(self, ids: Sequence[int], salt: str, whole_only: bool = False) -> Match:
         """Find the longest prefix of a prompt that blocks hold, without its last token; of whole blocks if asked."""
-        node, last = self._roots.get(salt), len(ids) - 1
+        root, last = self._roots.get(salt), len(ids) - 1
         whole: list[Node] = []
-        if node is None or last < MIN_PREFIX_TOKENS:
+        if root is None or last < MIN_PREFIX_TOKENS:
             return Match([])
+        node = root
         while (at := len(whole) * BLOCK) + BLOCK <= last:
             child = node.children.get(tuple(ids[at : at + BLOCK]))
             if child is None:
                 break
             node = child
             whole.append(node)
-        rest = tuple(ids[len(whole) * BLOCK : min(last, (len(whole) + 1) * BLOCK)]) if not whole_only else ()
-        found, most = node.closest(rest)
-        if most < (1 if whole else MIN_PREFIX_TOKENS):
-            return self._within_windows(Match(whole))
-        return self._within_windows(Match(whole, found, most))
+        return self._within_windows(ids, whole, root, whole_only)
 
-    def _within_windows(self, found: Match) -> Match:
-        """Cut a prefix until groups with a window have what the token after it sees."""
-        while (lost := self._lost(found)) >= 0:
-            found = Match(found.whole[:lost])
-        return found
+    def _within_windows(self, ids: Sequence[int], whole: list[Node], root: Node, whole_only: bool) -> Match:
+        """Cut a prefix until windows have what the next token sees, and add the part of a block that goes on alike."""
+        while True:
+            found = Match(whole) if whole_only else self._with_part(ids, whole, root)
+            if (lost := self._lost(found)) < 0:
+                return found
+            whole = whole[:lost]
+
+    def _with_part(self, ids: Sequence[int], whole: list[Node], root: Node) -> Match:
+        """Prefix of whole blocks, and the tokens of one more that go on like the prompt."""
+        at = len(whole) * BLOCK
+        rest = tuple(ids[at : min(len(ids) - 1, at + BLOCK)])
+        last, most = (whole[-1] if whole else root).closest(rest, [group for group, _ in self._passing])
+        return Match(whole) if most < (1 if whole else MIN_PREFIX_TOKENS) else Match(whole, last, most)
 
     def _lost(self, found: Match) -> int:
         """Number of the last block that some group lacks of those that the token after a prefix sees; -1 if none."""

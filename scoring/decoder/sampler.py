@@ -18,8 +18,9 @@ _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-#: Numbers to add to the logits of each row, by token.
+#: Numbers to add to the logits of each row, by token; that of OTHERS goes to all tokens that are not named.
 Added = Sequence[Mapping[int, float]]
+OTHERS = -1
 Words = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 
@@ -66,8 +67,13 @@ def add_to(logits: Tensor, added: Added) -> Tensor:
         return logits
     logits = logits.to(torch.float32, copy=True)
     for row, own in zip(logits, added, strict=True):
-        tokens = torch.tensor(list(own), dtype=torch.int64, device=logits.device)
-        row.index_add_(0, tokens, torch.tensor(list(own.values()), device=logits.device))
+        named = {token: number for token, number in own.items() if token != OTHERS}
+        tokens = torch.tensor(list(named), dtype=torch.int64, device=logits.device)
+        if OTHERS in own:
+            kept = row[tokens]
+            row += own[OTHERS]
+            row[tokens] = kept
+        row.index_add_(0, tokens, torch.tensor(list(named.values()), device=logits.device))
     return logits
 
 

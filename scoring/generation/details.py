@@ -69,14 +69,14 @@ def describe(task: TextGenerator, row: Row, answer: ScoredTokens) -> tuple[Detai
         details.push(token, detokenizer.push(token), chance)
     text = text_of(task.tokenizer, answer)
     details.close(text)
-    cut = stop_at(text, row.parameters.stop)
+    cut = stop_at(text, row.parameters.stop, row.parameters.tells_stop)
     return details, len(answer) if cut is None else details.within(cut)
 
 
 def token_details(task: TextGenerator, row: Row, answer: ScoredTokens) -> dict[str, Any]:
     """Return the `details` of one answer."""
     details, count = describe(task, row, answer)
-    cut = count < len(answer) or stop_at(text_of(task.tokenizer, answer), row.parameters.stop)
+    cut = count < len(answer) or stop_at(text_of(task.tokenizer, answer), row.parameters.stop) is not None
     short = len(answer) < row.new_tokens  # ended by a text of the model's own
     short |= bool(answer) and answer[-1] in row.parameters.stop_ids
     reason = "eos" if answer and answer[-1] in task.eos else "stop" if cut or short else "length"

@@ -172,11 +172,12 @@ def _cleans_up(tokenizer: Any) -> bool:
 class Stops:
     """Passes text on up to the first stop text, holding back what may be the beginning of one.
 
-    Each character is looked at once, however many stop texts there are.
+    Each character is looked at once, however many stop texts there are. `told`: the stop text is passed on too.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    def __init__(self, stops: Sequence[str], told: bool = False) -> None:
         self.found = False
+        self._told = told
         self._machine = _machine(tuple(stops)) if stops else None
         self._state = 0
         self._held = ""
@@ -192,7 +193,7 @@ class Stops:
             self._state = machine.after(self._state, character)
             if length := machine.complete[self._state]:
                 self.found = True
-                return self._held[: end - length]
+                return self._held[: end if self._told else end - length]
         shown = len(self._held) - machine.depth[self._state]
         text, self._held = self._held[:shown], self._held[shown:]
         return text
@@ -243,7 +244,7 @@ def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
     return min(found)[1:] if found else None
 
 
-def stop_at(text: str, stops: Sequence[str]) -> int | None:
-    """Index at which the first completed stop text begins; None without one."""
+def stop_at(text: str, stops: Sequence[str], told: bool = False) -> int | None:
+    """Index at which the first completed stop text begins, or ends if it is told too; None without one."""
     found = first_stop(text, stops)
-    return None if found is None else found[0]
+    return None if found is None else found[0] + (len(found[1]) if told else 0)

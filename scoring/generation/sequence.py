@@ -1,6 +1,5 @@
 """Sequences on a `Decoder`'s slots: the check that a row may have one, and its state as tokens are generated."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from scoring.decoder.kv_cache import FORBIDDEN, SamplingParams
 from scoring.decoder.logprobs import ScoredTokens, TokenLogprob
 from scoring.engine.row import Done, Row
 from scoring.errors import PromptTooLong
-from scoring.generation.adjustments import Adjustments
+from scoring.generation.adjustments import Adjustments, Taken
 from scoring.generation.grammars import Grammar
 from scoring.generation.prompt_lookup import PromptLookup
 from scoring.generation.settings import suits_slots, value_of
@@ -56,7 +55,7 @@ class RunningSequence:
     lookup: PromptLookup | None = None  # once the row was in a step that may have drafts
     ended: bool = False
     failure: Exception | None = None
-    counts: Counter[int] = field(default_factory=Counter)  # of the tokens, if numbers are added to the row's logits
+    taken: Taken = field(default_factory=Taken)  # the tokens, if numbers are added to the row's logits
 
     @property
     def token_ids(self) -> list[int]:
@@ -83,7 +82,7 @@ class RunningSequence:
     def added(self) -> dict[int, float]:
         """Numbers to add to its next logits, by token."""
         adjustments: Adjustments = self.row.parameters.adjustments
-        return adjustments.after(self.counts) if adjustments else {}
+        return adjustments.after(self.taken) if adjustments else {}
 
     @property
     def salt(self) -> str:
@@ -160,8 +159,8 @@ def advance_open(task: TextGenerator, batch: Sequence[RunningSequence], tokens: 
     for running, token in zip(batch, tokens, strict=True):
         if not running.open or running.ended:
             continue
-        if running.row.parameters.adjustments:
-            running.counts[token] += 1
+        if adjustments := running.row.parameters.adjustments:
+            running.taken.append(token, adjustments.memory)
         if running.grammar is not None and len(running.tokens) + 1 < running.most:
             if is_end(task, running, token):
                 running.grammar.ended = True

@@ -83,6 +83,9 @@ class GenerationSettings:
     adjustments: Adjustments = field(default_factory=Adjustments)
     stop_ids: tuple[int, ...] = ()  # tokens that end the text beside the model's own
     prompt_logprobs: int | None = None  # number of likeliest tokens to report for each token of the prompt
+    tells_stop: bool = False  # the stop text is part of the answer
+    tells_ids: bool = False  # the answer comes with its tokens' ids and the prompt's
+    counts: bool = False  # a stream's events count the tokens so far
 
     def __getitem__(self, name: str) -> Any:
         return dict(self.overrides)[name]

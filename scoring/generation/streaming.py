@@ -100,11 +100,12 @@ class SequenceStreamer:
         self._ends = {*task.eos, *row.parameters.stop_ids}
         self._ended = False
         self._detokenizer = Detokenizer(task.tokenizer)
-        self._stops = Stops(row.parameters.stop) if row.parameters.stop else None
+        self._stops = Stops(row.parameters.stop, row.parameters.tells_stop) if row.parameters.stop else None
         self._shown = shown(row, number)
         self._again = bool(self._shown.parts)  # the row is run again: part of its text has been sent
         self._text = ""  # of a row that is run again
         self._length = 0  # characters of the text
+        self._count = 0  # tokens
         prompt = [] if task.encoder_decoder else row.features["input_ids"]
         told = row.emit is not None and row.parameters.details is not None
         self._details = Details(task.tokenizer, prompt) if told else None
@@ -113,6 +114,7 @@ class SequenceStreamer:
         """Take the next token; True when a stop text ends the sequence."""
         if self._ended:  # padding, while other rows go on
             return True
+        self._count += 1
         piece = self._detokenizer.push(token)
         text = piece if self._stops is None else self._stops.push(piece)
         if self.row.emit is not None:
@@ -129,6 +131,7 @@ class SequenceStreamer:
         if self._again:
             self._text += text
             text = self._shown.rest(self._text)
+        self._shown.generated = self._count
         if details is not None:
             send(self.row, self._shown, text, self._number, details, details.within(self._length))
         elif text:
@@ -141,6 +144,7 @@ class Shown:
     def __init__(self, parser: Parser | None) -> None:
         self.parts: list[str] = []
         self.tokens = 0
+        self.generated = 0  # tokens of the answer so far
         self.parser = parser  # of answers that may hold more than text
 
     def rest(self, text: str) -> str:
@@ -171,13 +175,20 @@ def send(row: Row, sent: Shown, text: str, number: int = 0, details: Details | N
         sent.tokens = max(sent.tokens, count)
         parts = parts or [{"text": ""}]
     sent.parts.append(text)
-    emit(row, number, parts, told)
+    emit(row, number, parts, told, sent.generated)
 
 
-def emit(row: Row, number: int, parts: Sequence[dict[str, Any]], details: dict[str, Any] | None = None) -> None:
-    """Send a row's stream parts of an answer, one event each, the first one with details."""
+def emit(
+    row: Row, number: int, parts: Sequence[dict[str, Any]], details: dict[str, Any] | None = None, generated: int = 0
+) -> None:
+    """Send a row's stream parts of an answer, one event each, the first one with details.
+
+    `generated` tokens of the answer are known by now, which each event tells if the row asks for it.
+    """
     for part in parts:
         event: dict[str, Any] = {"token": {"text": "", **part}}
+        if row.parameters.counts:
+            event["usage"] = {"prompt_tokens": row.prompt_tokens, "completion_tokens": generated}
         if row.answers > 1:
             event["token"]["index"] = row.answer + number
         if details is not None:
@@ -193,6 +204,7 @@ def show_end(task: TextGenerator, row: Row, output: Sequence[list[int]]) -> None
     for number, tokens in enumerate(output):
         details, count = describe(task, row, tokens) if isinstance(tokens, ScoredTokens) else (None, 0)
         sent = shown(row, number)
-        send(row, sent, sent.rest(task.text(tokens, row.parameters.stop)), number, details, count)
+        sent.generated = len(tokens)
+        send(row, sent, sent.rest(task.text(tokens, row.parameters)), number, details, count)
         if sent.parser is not None:
-            emit(row, number, sent.parser.finish())
+            emit(row, number, sent.parser.finish(), None, len(tokens))

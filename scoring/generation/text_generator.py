@@ -1,6 +1,5 @@
 """Interface of a text-generating task to streaming, token details and the scheduler."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from scoring.generation.grammars import Grammars
@@ -21,5 +20,5 @@ class TextGenerator(Protocol):
     def generation_config(self, settings: Any) -> tuple[Any, int | None]:
         """The model's generation config with a row's settings (read-only), and the seed of a sampled row."""
 
-    def text(self, tokens: list[int], stop: Sequence[str]) -> str:
+    def text(self, tokens: list[int], settings: Any) -> str:
         """The text of generated tokens, without special ones, cut at the first stop text."""

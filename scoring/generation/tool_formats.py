@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from scoring.generation.call_forms import Marks, ToolFormat
 from scoring.generation.call_style import arguments_schema
+from scoring.generation.mark_tokens import Tokens, by_tokens, free_text
 from scoring.schema.structured import Constraint
 from scoring.schema.tools import Tool
 
@@ -29,19 +30,23 @@ def thought_rule(prompt: str, marks: Marks | None) -> str:
     return f"thought: ({_quoted(marks[0])} inner GAP)?\n{inner}"
 
 
-def framed(constraint: Constraint, thought: str) -> Constraint:
+def framed(constraint: Constraint, thought: str, tokens: Tokens) -> Constraint:
     """The constraint of an answer that a thought may precede."""
-    return replace(constraint, frame=f"start: thought @answer\n{thought}") if thought else constraint
+    frame = by_tokens(f"start: thought @answer\n{thought}", tokens)
+    return replace(constraint, frame=frame) if thought else constraint
 
 
-def must_call(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str) -> Constraint:
+def must_call(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str, tokens: Tokens) -> Constraint:
     """The constraint of an answer that calls one of the tools, or several times."""
-    return Constraint("grammar", _calling(form, tools, several, thought, "called"), _PLACE)
+    return Constraint("grammar", by_tokens(_calling(form, tools, several, thought, "called"), tokens), _PLACE)
 
 
-def call_or(own: Constraint, form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str) -> Constraint:
+def call_or(
+    own: Constraint, form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str, tokens: Tokens
+) -> Constraint:
     """The constraint of an answer that either keeps its own, or calls tools."""
-    return replace(own, frame=_calling(form, tools, several, thought, "(@answer | called)"))
+    frame = _calling(form, tools, several, thought, "(@answer | called)")
+    return replace(own, frame=by_tokens(frame, tokens))
 
 
 def _calling(form: ToolFormat, tools: Sequence[Tool], several: bool, thought: str, answer: str) -> str:
@@ -67,15 +72,16 @@ def _behind_mark(form: ToolFormat, several: bool) -> str:
     return f"BLANKS {_listed(form, several)}" + (f" BLANKS {_quoted(form.end)}" if form.end else "")
 
 
-def may_call(form: ToolFormat, tools: Sequence[Tool], thought: str) -> Constraint:
+def may_call(form: ToolFormat, tools: Sequence[Tool], thought: str, tokens: Tokens) -> Constraint:
     """The constraint of an answer whose calls, where it makes any between its marks, are right."""
     first = "thought " if thought else ""
     rules = [
         f"start: {first}(said {_behind_mark(form, True)})* TEXT",
-        "TEXT: /(.|\\n)*/",
-        f"said[lazy]: TEXT {_quoted(form.begin)}",
+        f"TEXT: {free_text(form.begin, tokens)}",
+        f"said[suffix={_quoted(form.begin)}]: /(.|\\n)*/",
     ]
-    return Constraint("grammar", "\n".join([*rules, *_calls(form, tools), *_SEPARATORS, thought]), _PLACE)
+    text = "\n".join([*rules, *_calls(form, tools), *_SEPARATORS, thought])
+    return Constraint("grammar", by_tokens(text, tokens), _PLACE)
 
 
 def argument_schemas(tools: Sequence[Tool]) -> list[Constraint]:

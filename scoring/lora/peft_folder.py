@@ -68,6 +68,7 @@ class PeftAdapter:
 
     products: tuple[LowRank, ...]
     whole: Mapping[str, str]
+    copies: Mapping[str, str]  # of the base's tensors that its products change, which peft keeps of an output matrix
 
     @property
     def rank(self) -> int:
@@ -101,10 +102,9 @@ def describe(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
             raise UnservedAdapter(f"{name} has no {name.removesuffix(_UP) + _DOWN} beside it.", _COPY)
     if not products:
         raise UnservedAdapter(f"{WEIGHTS} holds no lora_A and lora_B of any product.", _COPY)
-    for changed in products:
-        if (name := f"{changed.module}.weight") in whole:  # peft saves a copy of an output matrix that it adapts
-            raise UnservedAdapter(f"It holds {name} whole, and changes it by a low-rank product too.")
-    return PeftAdapter(tuple(products), whole)
+    changed = [f"{each.module}.weight" for each in products]
+    copies = {name: whole.pop(name) for name in changed if name in whole}
+    return PeftAdapter(tuple(products), whole, copies)
 
 
 def digest(files: Mapping[str, str]) -> str:
@@ -115,8 +115,8 @@ def digest(files: Mapping[str, str]) -> str:
 
 def require_products(adapter: PeftAdapter) -> None:
     """Raise UnservedAdapter for one that changes more than products, which cannot be served beside the base."""
-    if adapter.whole:
-        name = min(adapter.whole)
+    if held := {**adapter.whole, **adapter.copies}:
+        name = min(held)
         raise UnservedAdapter(
             f"It holds {name} whole, which is the base's for all requests at once.",
             "Merge it at generation, by --adapter; or train it without modules_to_save and bias.",

@@ -27,18 +27,17 @@ from scoring.schema.tools import ToolCall, ToolParameters
 
 #: Bounds of any one request: more than a model can use, and little enough to be read at once.
 MOST = 2**31 - 1  # of any count; the model's context, its labels and its vocabulary bound it further
-MOST_STOPS, MOST_STOP_CHARACTERS = 16, 256
-MOST_BIASES = 1024  # of tokens
+MOST_STOPS, MOST_STOP_CHARACTERS, MOST_BIASES = 16, 256, 1024
 MOST_WORDS, MOST_WORD_CHARACTERS = 4096, 256  # labels, targets, names
 MOST_PROMPT_CHARACTERS = 2**16  # of a negative prompt, or one that goes before a text
-MOST_TOKENS = 2**17  # of an input in token ids
+MOST_TOKENS, MOST_MESSAGES = 2**17, 2**14  # of an input in token ids, of a conversation
 MOST_EMBEDDED = 2048  # inputs of a request for vectors, OpenAI's limit
-MOST_MESSAGES = 2**14
 
 Text = Annotated[str, Field(min_length=1)]
 Word = Annotated[str, Field(min_length=1, max_length=MOST_WORD_CHARACTERS)]
 StopText = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 Stops = Annotated[list[StopText], Field(max_length=MOST_STOPS)]
+BadWords = Annotated[list[StopText], Field(max_length=128)]
 TokenId = Annotated[int, Field(ge=0, le=MOST)]
 #: JSON names tokens as text.
 LogitBias = Annotated[
@@ -205,6 +204,11 @@ class GenerationParameters(Strict):
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MOST_STOPS)] | None = Field(
         None, description="Tokens that end the generation; part of the answer unless special."
     )
+    include_stop_str_in_output: bool = Field(False, description="Answer with the stop text that ended it, too.")
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MOST_BIASES)] | None = Field(
+        None, description="The only tokens that may come, up to 1024; one that ends a text has to be among them."
+    )
+    bad_words: BadWords | None = Field(None, description="Words, up to 128, that may not come first or behind a space.")
     priority: int = Field(
         0,
         ge=-MOST,
@@ -217,6 +221,8 @@ class GenerationParameters(Strict):
     top_n_tokens: int = Field(
         0, ge=0, le=20, description="With return_details: so many of the likeliest tokens in place of each."
     )
+    return_token_ids: bool = Field(False, description="Answer with `token_ids` and `prompt_token_ids` too.")
+    continuous_usage_stats: bool = Field(False, description="A stream's events of text tell the `usage` so far.")
     use_cache: bool | None = Field(None, description="false computes every step anew: same tokens, slower.")
     adapter: Word | None = Field(
         None, description="Which of the deployment's LoRA adapters answers; null: the model without any."
@@ -237,7 +243,10 @@ class TextGenerationParameters(GenerationParameters, StructuredParameters):
         "likeliest in its place.",
     )
     truncate_prompt_tokens: int | None = Field(
-        None, ge=1, le=MOST, description="Keep only so many of the prompt's last tokens."
+        None,
+        ge=-1,
+        le=MOST,
+        description="Keep only so many of the prompt's last tokens; -1: what fits beside the answer.",
     )
 
 

@@ -8,6 +8,7 @@ from scoring.errors import InvalidParameter, LoadError
 from scoring.generation.call_forms import THINK, marks_as_text, marks_of_speech, thought_marks, tool_format
 from scoring.generation.channels import THOUGHT, speaks_in_channels
 from scoring.generation.mark_texts import keep_as_text
+from scoring.generation.mark_tokens import mark_tokens
 from scoring.generation.replies import ReplyForm, whole
 from scoring.generation.settings import Bound
 from scoring.generation.tagged_calls import Tags, typed
@@ -19,7 +20,6 @@ from scoring.schema.tools import Tool, ToolChoice
 from scoring.strict_json.body import dumps, text_bytes
 from scoring.tasks.chat_template import ThoughtControls, continues, render
 from scoring.tasks.generation import Generative, Tokens
-from scoring.tasks.generation_parameters import last_of
 
 _SCHEMA = "parameters.response_format.json_schema"
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
@@ -34,9 +34,11 @@ class Conversational(Generative):
     def __init__(self, loaded: Loaded, name: str) -> None:
         template = getattr(loaded.tokenizer, "chat_template", None) or ""
         written = template if isinstance(template, str) else "".join(template.values())
-        kept = keep_as_text(loaded.tokenizer, marks_as_text(written))
+        marks = marks_as_text(written)
+        kept = keep_as_text(loaded.tokenizer, marks)
         self._dropped = tuple(sorted({*kept, *marks_of_speech(written)}))
         super().__init__(loaded, name)
+        self._mark_tokens = mark_tokens(loaded.tokenizer, marks, self.eos)
         if not template:
             raise LoadError(
                 "The model's tokenizer has no chat template, so messages cannot become a prompt.",
@@ -82,7 +84,7 @@ class Conversational(Generative):
             channels=self._channels and not going_on,
         )
         # The template writes the special tokens itself.
-        tokens = last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
+        tokens = self.last_of(self.call_tokenizer.ids(prompt, special=False), parameters)
         # An answer that is bound has no channels, and is read as one without them.
         constraint = self._constraint(parameters, tools, thought_rule(prompt, marks))
         return self.generation_rows(tokens, parameters, item, Bound(constraint, form))
@@ -118,7 +120,7 @@ class Conversational(Generative):
             name = own.where.removeprefix("parameters.")
             raise InvalidParameter(f"An answer that must call a tool cannot keep {name}.", where=own.where)
         if own is not None and not must and not (tools and own.where.startswith(_SCHEMA)):
-            return framed(own, thought)
+            return framed(own, thought, self._mark_tokens)
         strict = any(tool.function.strict for tool in tools) and form is not None and form.bounded
         if not tools or form is None or not (must or own is not None or strict):
             return None
@@ -126,10 +128,12 @@ class Conversational(Generative):
             self.grammars.start(schema)
         several = p.parallel_tool_calls is not False and not isinstance(choice, ToolChoice)
         if not must:
-            return may_call(form, tools, thought) if own is None else call_or(own, form, tools, several, thought)
+            if own is None:
+                return may_call(form, tools, thought, self._mark_tokens)
+            return call_or(own, form, tools, several, thought, self._mark_tokens)
         if isinstance(choice, ToolChoice):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
-        return must_call(form, tools, several, thought)
+        return must_call(form, tools, several, thought, self._mark_tokens)
 
     def repeated_bytes(self, value: list[Message], parameters: ConversationalParameters) -> int:
         if not parameters.return_full_text:
@@ -161,7 +165,7 @@ class Conversational(Generative):
 
     def _reply(self, row: Row, number: int, tokens: Tokens) -> dict[str, Any]:
         settings = row.parameters
-        text = self.text(tokens, settings.stop)
+        text = self.text(tokens, settings)
         return whole(settings.reply, row.features["input_ids"], row.answer + number, text)
 
     def calls(self, row: Row, tokens: Tokens) -> bool:

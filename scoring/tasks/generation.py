@@ -47,7 +47,7 @@ from scoring.model.loaded import Loaded
 from scoring.schema.requests import GenerationParameters
 from scoring.schema.structured import Constraint
 from scoring.tasks.base import Task, logit_count, vocabulary
-from scoring.tasks.generation_parameters import adjustments_of, asked_of, lengths_of
+from scoring.tasks.generation_parameters import adjustments_of, asked_of, lengths_of, new_tokens_of
 from scoring.tasks.measuring import two_logits
 
 #: Bytes of a reply that a generated token takes as text, and as an entry with its logprob.
@@ -146,10 +146,31 @@ class Generative(Task):
             f"{adapter}\0{salt_of(parameters.cache_salt)}",  # an adapter's keys and values are its own
             bound.constraint,
             bound.reply,
-            adjustments_of(parameters, asked["min_new_tokens"], vocabulary(self.model.config)),
+            adjustments_of(
+                parameters, asked["min_new_tokens"], vocabulary(self.model.config), self._banned(parameters)
+            ),
             tuple(parameters.stop_token_ids or ()),
             getattr(parameters, "prompt_logprobs", None),
+            parameters.include_stop_str_in_output,
+            parameters.return_token_ids,
+            parameters.continuous_usage_stats,
         )
+
+    def _banned(self, parameters: Any) -> tuple[Tokens, ...]:
+        """Runs of tokens that write a word that may not come, at the beginning of a text and behind a space."""
+        spelled = [text for word in parameters.bad_words or () for text in (word.lstrip(), f" {word.lstrip()}")]
+        return tuple(self.call_tokenizer.ids(text, special=False) for text in spelled)
+
+    def last_of(self, tokens: Tokens, parameters: Any) -> Tokens:
+        """The prompt's tokens, or as many of its last as are asked for; -1: as fit beside the answer."""
+        most = parameters.truncate_prompt_tokens
+        if most == 0:
+            where = "parameters.truncate_prompt_tokens"
+            raise InvalidParameter("truncate_prompt_tokens is 0.", "Send at least 1, or -1.", where=where)
+        if most == -1:
+            context = self.loaded.context_length
+            most = max(1, context - new_tokens_of(parameters, self.defaults, context))
+        return tokens if most is None else tokens[-most:]
 
     def _key(self, settings: GenerationSettings, length: int) -> Hashable:
         """Batch key: on slots any rows share a batch; `generate` takes one config, and one stream of random numbers."""
@@ -335,17 +356,23 @@ class Generative(Task):
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def text(self, tokens: Tokens, stop: Sequence[str]) -> str:
+    def text(self, tokens: Tokens, settings: GenerationSettings) -> str:
         """The text of generated tokens, without special ones, cut at the first stop text."""
         text = text_of(self.tokenizer, tokens)
-        return text[: stop_at(text, stop)]
+        return text[: stop_at(text, settings.stop, settings.tells_stop)]
 
     def texts(self, rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[str]:
         """The answers' texts of an input's rows."""
-        return [self.text(tokens, rows[0].parameters.stop) for output in outputs for tokens in output]
+        return [self.text(tokens, rows[0].parameters) for output in outputs for tokens in output]
 
     def detailed(self, entries: list[Any], rows: Sequence[Row], outputs: Sequence[list[Tokens]]) -> list[Any]:
-        """The answers of an input, with `details` if the request asks for them."""
+        """The answers of an input, with `details` and the tokens' ids if the request asks for them."""
+        if rows[0].parameters.tells_ids:
+            prompt = rows[0].features["input_ids"]
+            ids = [list(tokens) for output in outputs for tokens in output]
+            entries = [
+                {**entry, "token_ids": own, "prompt_token_ids": prompt} for entry, own in zip(entries, ids, strict=True)
+            ]
         if rows[0].parameters.details is None:
             return entries
         details = [

@@ -1,13 +1,14 @@
 """Parameters of generation as settings of `generate`, checked against the prompt, the model and each other."""
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import GenerationConfig
 
 from scoring.errors import InvalidParameter, PromptTooLong
 from scoring.generation.adjustments import Adjustments
-from scoring.schema.requests import GenerationParameters, TextGenerationParameters
+from scoring.schema.requests import GenerationParameters
 
 DEFAULT_NEW_TOKENS = 128
 #: Parameters passed on to `generate` unchanged, if given.
@@ -123,28 +124,38 @@ def _least(p: GenerationParameters, own: GenerationConfig, start: int, most: int
     return min(max(0, least), most)
 
 
+def new_tokens_of(p: GenerationParameters, own: GenerationConfig, context: int) -> int:
+    """Tokens of a decoder's context that are left to the answer: those asked for, else the usual, up to half of it."""
+    return p.max_new_tokens or min(_default_new_tokens(own, encoder_decoder=False), context // 2)
+
+
 def _default_new_tokens(own: GenerationConfig, encoder_decoder: bool) -> int:
     if encoder_decoder and own.max_length and not own.max_new_tokens:
         return max(1, int(own.max_length) - 1)  # the length of a decoder counts its start token
     return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
 
 
-def adjustments_of(p: GenerationParameters, least: int, most: int) -> Adjustments:
-    """Numbers that are added to the logits of `most` tokens; raises InvalidParameter for others."""
+def adjustments_of(p: GenerationParameters, least: int, most: int, banned: Sequence[Sequence[int]] = ()) -> Adjustments:
+    """Numbers that are added to the logits of `most` tokens; raises InvalidParameter for others.
+
+    `banned` are the runs of tokens that may not come.
+    """
     bias = {int(token): value for token, value in (p.logit_bias or {}).items()}
-    for name, tokens in (("logit_bias", bias), ("stop_token_ids", p.stop_token_ids or ())):
+    stops, allowed = p.stop_token_ids or (), p.allowed_token_ids or ()
+    for name, tokens in (("logit_bias", bias), ("stop_token_ids", stops), ("allowed_token_ids", allowed)):
         if unknown := [token for token in tokens if token >= most]:
             raise InvalidParameter(
                 f"The model has no token {unknown[0]}.",
                 f"Its vocabulary has {most:,}, counted from 0.",
                 where=f"parameters.{name}",
             )
-    held = tuple(p.stop_token_ids or ()) if least else ()
+    held = tuple(stops) if least else ()
     return Adjustments(
-        p.presence_penalty or 0.0, p.frequency_penalty or 0.0, tuple(sorted(bias.items())), held, least if held else 0
+        p.presence_penalty or 0.0,
+        p.frequency_penalty or 0.0,
+        tuple(sorted(bias.items())),
+        held,
+        least if held else 0,
+        tuple(dict.fromkeys(allowed)),
+        tuple(dict.fromkeys(tuple(run) for run in banned if run)),
     )
-
-
-def last_of(tokens: list[int], p: TextGenerationParameters) -> list[int]:
-    """The prompt's tokens, or as many of its last as are asked for."""
-    return tokens if p.truncate_prompt_tokens is None else tokens[-p.truncate_prompt_tokens :]

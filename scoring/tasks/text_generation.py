@@ -9,7 +9,6 @@ from scoring.schema.requests import TextGenerationParameters
 from scoring.schema.structured import constraint_of
 from scoring.strict_json.body import text_bytes
 from scoring.tasks.generation import Generative, Tokens
-from scoring.tasks.generation_parameters import last_of
 
 _MESSAGE_BYTES = 40  # of a message's JSON beside its content
 
@@ -26,7 +25,7 @@ class TextGeneration(Generative):
     def encode(self, value: str | list[int], parameters: TextGenerationParameters, item: int) -> list[Row]:
         if not isinstance(value, str):
             self.check_known(value, item)
-        tokens = last_of(self.call_tokenizer.ids(value) if isinstance(value, str) else value, parameters)
+        tokens = self.last_of(self.call_tokenizer.ids(value) if isinstance(value, str) else value, parameters)
         return self.generation_rows(tokens, parameters, item, Bound(constraint_of(parameters)))
 
     def _said(self, value: str | list[int]) -> str:

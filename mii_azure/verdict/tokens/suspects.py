@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mii_azure.errors import SpecError
-from mii_azure.model.adapters import CONV1D, Adapter, read_adapter, targets
+from mii_azure.model.adapters import CONV1D, Adapter, read_adapter, require_same, targets
 from mii_azure.model.folder import stored_tensors
 from scoring.lora.peft_folder import WEIGHTS, LowRank
 from scoring.quantization.layout import KINDS, Made, group_for, is_made
@@ -295,6 +295,7 @@ def _adapted(
         if isinstance(change, str):
             parameter.data = own[change].to(parameter.device, parameter.dtype)
             continue
+        require_same(adapter, change, own, parameter.data)
         product = change.scaling * (own[change.up].float() @ own[change.down].float())
         parameter.data = parameter.data + (product.T if transposed else product).to(parameter.device)
     try:

@@ -126,9 +126,11 @@ class GenericModel:
 
     def step_bytes(self) -> int:
         """Bytes of weights that a decode step of one row must read: no embedding that is no head, no idle experts."""
-        table, head = self.module.get_input_embeddings(), self.module.get_output_embeddings()
-        idle = table.weight.nbytes if head is not None and head.weight is not table.weight else 0
-        return int(sum(_read(name, each, self.module.config) for name, each in self.module.named_parameters()) - idle)
+        head = self.module.get_output_embeddings()
+        idle = {id(each.weight) for each in self.module.modules() if isinstance(each, nn.Embedding)}
+        idle -= {id(head.weight)} if head is not None else set()
+        named = self.module.named_parameters()
+        return int(sum(_read(name, each, self.module.config) for name, each in named if id(each) not in idle))
 
     def kv_bytes_per_token(self) -> int:
         """Bytes that one live token takes in the cache."""

@@ -31,8 +31,9 @@ def test_a_deployment_in_the_path_is_the_model(real: Callable[[str], Runner]) ->
         told = client.chat.completions.create(model="chat", **ASKED)
         parts = [each for each in client.chat.completions.create(model="chat", stream=True, **ASKED) if each.choices]
         assert [each.id for each in client.models.list()] == ["chat", "terse"]
-        with pytest.raises(openai.NotFoundError, match="No model 'other'"):
+        with pytest.raises(openai.NotFoundError, match="No model 'other'") as failure:
             client.chat.completions.create(model="other", **ASKED)
+    assert failure.value.code == "DeploymentNotFound"
     assert told.choices[0].message.content == expected
     assert "".join(part.choices[0].delta.content or "" for part in parts) == expected
     with azure(runner, azure_deployment="chat") as client:  # the path's name holds, not the body's
@@ -42,6 +43,28 @@ def test_a_deployment_in_the_path_is_the_model(real: Callable[[str], Runner]) ->
     for path in ("/openai/nothing", "/openai/deployments/chat", "/openai/deployments/chat/nothing"):
         answer = httpx.post(base + path, json=ASKED, trust_env=False)
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+def test_completions_and_vectors_of_a_deployment_in_the_path(real: Callable[[str], Runner]) -> None:
+    asked: Any = {"prompt": "a fine day", "max_tokens": 5, "temperature": 0}
+    base = f"http://{LOOPBACK}:{real('gpt2').http_port}"
+    own = httpx.post(f"{base}/v1/completions", json=asked, trust_env=False).json()
+    with azure(real("gpt2")) as client:
+        assert client.completions.create(model="gpt2", **asked).choices[0].text == own["choices"][0]["text"]
+        parts = client.completions.create(model="gpt2", stream=True, **asked)
+        assert "".join(part.choices[0].text for part in parts) == own["choices"][0]["text"]
+        with pytest.raises(openai.BadRequestError, match="This deployment serves text-generation"):
+            client.embeddings.create(model="gpt2", input="a")
+    base = f"http://{LOOPBACK}:{real('embed').http_port}"
+    texts = {"input": ["A man eats.", "It rains."], "encoding_format": "float"}
+    vectors = httpx.post(f"{base}/v1/embeddings", json=texts, trust_env=False).json()["data"]
+    with azure(real("embed")) as client:
+        found = client.embeddings.create(model="embed", input=["A man eats.", "It rains."])
+        with pytest.raises(openai.NotFoundError) as failure:
+            client.embeddings.create(model="nothing", input="a")
+    for told, vector in zip(found.data, vectors, strict=True):
+        assert told.embedding == pytest.approx(vector["embedding"], abs=1e-5)
+    assert (failure.value.code, failure.value.param) == ("DeploymentNotFound", "model")
 
 
 def test_a_key_may_come_as_azures_clients_send_it() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+import mii_azure
+from local_runner.process.launch import LOOPBACK, Runner
 from tests.local_runner.http.test_openai import Base
+from tests.retrieval_folders import splade
 
 TEXTS = ["A man is eating food.", "It rains."]
 Post = Callable[..., Any]
@@ -103,3 +107,27 @@ def test_clients_may_send_the_usual_side_of_truncation(post: Post) -> None:
         usual = {"truncate": False, "truncation_direction": "Right"}
         assert post(server, path, body | usual) == post(server, path, body)
         assert post(server, path, body | {"truncation_direction": "Left"}, 400)["where"] == "truncation_direction"
+
+
+def test_sparse_vectors_are_told_by_index(post: Post, tiny: Callable[[str, str], Path], tmp_path: Path) -> None:
+    folder = splade(tiny("bert", "fill-mask"), tmp_path / "model")
+    bundle = mii_azure.generate(
+        "sentence-embeddings", str(folder), "splade", output=tmp_path / "b", passes_off=("cpu",)
+    )
+    with Runner(bundle) as runner:
+        url = f"http://{LOOPBACK}:{runner.http_port}"
+        told, own, one, dense = (
+            httpx.post(url + path, json=body, trust_env=False, timeout=60)
+            for path, body in (
+                ("/embed_sparse", {"inputs": TEXTS, "truncate": True}),
+                ("/score", {"inputs": TEXTS}),
+                ("/embed_sparse", {"inputs": TEXTS[0], "max_active_dims": 3}),
+                ("/embed", {"inputs": TEXTS}),
+            )
+        )
+    for vector, weights in zip(told.json(), own.json(), strict=True):
+        assert [each["index"] for each in vector] == sorted(map(int, weights))
+        assert {str(each["index"]): each["value"] for each in vector} == pytest.approx(weights, abs=1e-5)
+    assert len(one.json()[0]) == 3
+    assert (dense.status_code, "/embed_sparse" in dense.json()["error"]) == (400, True)
+    assert post("embed", "/embed_sparse", {"inputs": "a"}, 400)["error"].startswith("This model's vectors are not")

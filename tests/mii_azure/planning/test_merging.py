@@ -74,6 +74,25 @@ def test_tensors_held_whole_take_the_place_of_the_base(tiny: Tiny, tmp_path: Pat
     assert torch.equal(load_file(bundle / "model" / "model.safetensors")["classifier.weight"], head)
 
 
+def test_an_output_matrix_is_merged_beside_the_copy_that_peft_keeps(tiny: Tiny, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base, task, adapter = tiny("llama", "text-generation"), "text-generation", tmp_path / "mine"
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    with torch.random.fork_rng(devices=[]), pytest.warns(UserWarning, match="save_embedding_layers"):
+        torch.manual_seed(5)
+        peft.get_peft_model(load_tiny(base, task)[0], config).save_pretrained(adapter)
+    path, copy = adapter / "adapter_model.safetensors", "base_model.model.lm_head.base_layer.weight"
+    tensors = load_file(path)
+    assert copy in tensors
+    bundle = mii_azure.generate(task, str(base), "one", output=tmp_path / "b", adapter=str(adapter))
+    plain = peft.PeftModel.from_pretrained(load_tiny(base, task)[0], adapter).merge_and_unload().state_dict()
+    own, before = load_tiny(bundle / "model", task)[0].state_dict(), load_tiny(base, task)[0].state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in plain.items())
+    assert not torch.equal(own["lm_head.weight"], before["lm_head.weight"])
+    save_file(tensors | {copy: tensors[copy] + 1}, path)
+    assert _refused(tmp_path, base, adapter, "with other numbers than the base's")
+
+
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [

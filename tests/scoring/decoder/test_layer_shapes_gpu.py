@@ -93,7 +93,7 @@ def test_a_narrow_cache_holds_both_shapes(plain: Any) -> None:
     told = reference(model)()
     assert max(errors(Decoder(model, 3, 128), told).values()) < 1e-3
     found = errors(Decoder(model, 3, 128, narrow=True), told)
-    assert 1e-3 < max(found.values()) < 0.2
+    assert 1e-3 < max(found.values()) < 0.4  # of random weights
 
 
 def test_the_cache_takes_no_more_memory_than_its_blocks(plain: Any) -> None:

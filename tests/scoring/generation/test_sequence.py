@@ -90,7 +90,7 @@ def test_rows_with_different_parameters_share_a_batch(gpt2: tuple[Served, Path])
     assert len({row.key for row in rows}) == 1
     outputs = task.forward(rows)
     for i, (prompt, output) in enumerate(zip(PROMPTS, outputs, strict=True)):
-        assert task.text(output[0], ()) == continuation(folder, TASK, prompt, max_new_tokens=3 + i)[0]
+        assert task.text(output[0], rows[i].parameters) == continuation(folder, TASK, prompt, max_new_tokens=3 + i)[0]
 
 
 def test_a_seed_gives_one_answer_whatever_else_runs(gpt2: tuple[Served, Path]) -> None:

@@ -189,7 +189,7 @@ def test_a_streams_events_are_well_formed(served: Served) -> None:
         scheduler.step()
     [whole] = answers(served, [ask], False)
     assert done[0][0] == whole
-    assert "".join(event["token"]["text"] for event in events) == task.text(whole, ())
+    assert "".join(event["token"]["text"] for event in events) == task.text(whole, row.parameters)
     assert [entry["id"] for event in events for entry in event["details"]["tokens"]] == whole
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scoring.lora.peft_folder import UnservedAdapter, describe
+from scoring.lora.peft_folder import UnservedAdapter, describe, require_products
 
 SHAPES = {"base_model.model.x.q.lora_A.weight": (4, 8), "base_model.model.x.q.lora_B.weight": (6, 4)}
 
@@ -38,10 +38,12 @@ def test_tensors_held_whole_are_named_as_the_base_names_them() -> None:
     }
 
 
-def test_a_copy_of_what_a_product_changes_is_refused() -> None:
+def test_a_copy_of_what_a_product_changes_is_not_taken_for_the_whole() -> None:
     copy = {"base_model.model.x.q.base_layer.weight": (6, 8)}  # taken for the whole, it undid the product
-    with pytest.raises(UnservedAdapter, match=r"holds x\.q\.weight whole, and changes it"):
-        describe({"peft_type": "LORA", "r": 4}, SHAPES | copy)
+    found = describe({"peft_type": "LORA", "r": 4}, SHAPES | copy)
+    assert (found.whole, found.copies) == ({}, {"x.q.weight": "base_model.model.x.q.base_layer.weight"})
+    with pytest.raises(UnservedAdapter, match=r"holds x\.q\.weight whole"):
+        require_products(found)
 
 
 def test_convolutions_are_refused() -> None:

@@ -13,13 +13,17 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
     SequenceBiasLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
 from scoring.decoder.decoder import Decoder
 from scoring.decoder.sampler import restrict
+from scoring.generation.adjustments import Adjustments, Taken
+from scoring.tasks.base import logit_count
 from tests.conftest import Tiny
 from tests.scoring.conftest import Served
 from tests.scoring.generating import PROMPTS, plain
@@ -160,6 +164,43 @@ def test_a_stop_token_ends_the_text_and_may_be_held_back(either: Served) -> None
     assert stop not in held[: at + 2]
 
 
+@both
+def test_allowed_tokens_are_all_but_those_that_transformers_suppresses(tiny: Tiny, either: Served) -> None:
+    usual = list(dict.fromkeys(tokens(either, ignore_eos=True)))
+    some = [*usual[1:3], 40, 41, 42]
+    others = [token for token in range(logit_count(either.service.loaded.model)) if token not in some]
+    wanted = expected(tiny, SuppressTokensLogitsProcessor(others, device="cpu"))
+    assert tokens(either, allowed_token_ids=some) == wanted
+    biased = {(some[-1],): 3.0, (usual[0],): 50.0}  # the second is none of those that may come
+    wanted = expected(tiny, SequenceBiasLogitsProcessor(biased), SuppressTokensLogitsProcessor(others, device="cpu"))
+    asked = {str(token): value for (token,), value in biased.items()}
+    assert tokens(either, allowed_token_ids=some, logit_bias=asked) == wanted
+    assert tokens(either, allowed_token_ids=[some[0], 43], stop_token_ids=[some[0]], min_new_tokens=3)[:3] == [43] * 3
+
+
+@both
+def test_bad_words_are_those_of_transformers(tiny: Tiny, either: Served) -> None:
+    task = either.service.task
+    usual = tokens(either, ignore_eos=True)
+    single = next(each for each in usual if task.tokenizer.encode(task.tokenizer.decode([each])) == [each])
+    words = [task.tokenizer.decode([single]), "a b"]
+    runs = [task.tokenizer.encode(text) for word in words for text in (word, f" {word}")]
+    assert [single] in runs
+    wanted = expected(tiny, NoBadWordsLogitsProcessor(runs))
+    assert single not in wanted
+    assert tokens(either, bad_words=words) == wanted
+
+
+def test_of_a_run_only_the_last_token_is_banned_and_only_behind_the_others() -> None:
+    banned = Adjustments(banned=((7,), (1, 2, 3)))
+    taken = Taken()
+    for token, expected_ban in ((1, {7}), (2, {7, 3}), (1, {7}), (1, {7}), (2, {7, 3}), (3, {7})):
+        taken.append(token, banned.memory)
+        assert set(banned.after(taken)) == expected_ban
+        assert len(taken.last) <= banned.memory == 2
+    assert set(banned.after(Taken.of([5, 1, 2]))) == {7, 3}
+
+
 @pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.05), (1.0, 0.3), (0.8, 0.1), (1.0, 1.0)])
 def test_min_p_is_transformers(served: Served, top_p: float, min_p: float) -> None:
     logits = torch.randn(500, generator=torch.Generator().manual_seed(3)) * 3
@@ -234,6 +275,9 @@ def test_only_the_last_tokens_of_a_prompt(served: Served) -> None:
         ({"prompt_logprobs": 21, "return_details": True}, "prompt_logprobs"),
         ({"priority": "high"}, "priority"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"allowed_token_ids": [99999]}, "allowed_token_ids"),
+        ({"bad_words": ["a"] * 129}, "bad_words"),
     ],
     ids=str,
 )

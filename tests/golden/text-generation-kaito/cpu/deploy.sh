@@ -119,9 +119,9 @@ has_image() {
     "$@" >/dev/null 2>&1
 }
 
-step "image mine.azurecr.io/models/text:77aeb9b0d349"
-has_image az acr repository show --name mine --image models/text:77aeb9b0d349 --output none ||
-    run az acr build --registry mine --image models/text:77aeb9b0d349 \
+step "image mine.azurecr.io/models/text:606a2e1f0db4"
+has_image az acr repository show --name mine --image models/text:606a2e1f0db4 --output none ||
+    run az acr build --registry mine --image models/text:606a2e1f0db4 \
         --file environment/Dockerfile --only-show-errors .
 
 step "workspace $WORKSPACE"
