@@ -83,7 +83,7 @@ def middle(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def beside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How our rows compare with those of the same way: more tokens a second, and shares of its times, where it has."""
+    """Ratios of our rows to the other's of the same way: tokens a second, and times where there are any."""
     found = []
     at = {(row["server"], row["clients"], row["way"]): row for row in rows}
     for (server, clients, way), theirs in at.items():
