@@ -12,12 +12,18 @@ import torch
 from torch import Tensor
 
 from scoring.decoder.kv_cache import KVCache
+from scoring.errors import InvalidParameter
 
 _ROUND_A, _ROUND_B = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_A, _KEY_B = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 
 
+#: What is said where bans and bounds leave no token, and the remedy.
+NO_TOKEN = (
+    "No token is left that may come next: what the request allows, bans and binds the answer to excludes them all.",
+    "Leave out one of allowed_token_ids, bad_words, logit_bias, and what binds the answer.",
+)
 #: Numbers to add to the logits of each row, by token; that of OTHERS goes to all tokens that are not named.
 Added = Sequence[Mapping[int, float]]
 OTHERS = -1
@@ -109,6 +115,8 @@ def pick(logits: Tensor, state: KVCache, slot: int, allowed: Tensor | None = Non
     limits = int(state.top_k[slot]), float(state.top_p[slot]), float(state.min_p[slot])
     scores = restrict(scores, temperature, *limits)
     open_to = (scores > -torch.inf).nonzero()[:, 0]  # usually few: only they need random numbers
+    if not len(open_to):
+        raise InvalidParameter(*NO_TOKEN)
     words = open_to.numpy().astype(np.uint64)
     noise = gumbel(int(state.seed[slot]), len(words), length, words)
     return int(open_to[(scores[open_to] + noise).argmax()])

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from scoring.decoder.sampler import OTHERS, add_to
+from scoring.decoder.sampler import NO_TOKEN, OTHERS, add_to
+from scoring.errors import InvalidParameter
 
 _BANNED = float("-inf")
 
@@ -81,4 +82,7 @@ class AdjustmentsProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         answers = input_ids[:, self._start :].tolist()
-        return add_to(scores.clone(), [self._adjustments.after(Taken.of(tokens)) for tokens in answers])
+        added = add_to(scores.clone(), [self._adjustments.after(Taken.of(tokens)) for tokens in answers])
+        if bool((added == _BANNED).all(-1).any()):
+            raise InvalidParameter(*NO_TOKEN)
+        return added

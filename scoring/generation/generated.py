@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from scoring.decoder.logprobs import TokenLogprob, indices, measure_logprobs, read_logprobs
-from scoring.decoder.sampler import unpack
+from scoring.decoder.sampler import NO_TOKEN, unpack
 from scoring.engine.row import Between, Row
+from scoring.errors import InvalidParameter
 from scoring.generation.grammars import Grammar, Grammars
 
 _PIECE = 256  # tokens of a prompt whose logits are held at once
@@ -27,7 +28,10 @@ class GrammarProcessor(LogitsProcessor):  # type: ignore[misc,unused-ignore]
         for row, grammar in enumerate(self._own):
             if grammar.ended:  # padding follows
                 allowed[row] = True
-        return scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+        bound = scores.masked_fill(~allowed.to(scores.device), -torch.inf)
+        if bool((bound == -torch.inf).all(-1).any()):
+            raise InvalidParameter(*NO_TOKEN)
+        return bound
 
 
 def until_end(tokens: list[int], ends: Sequence[int]) -> list[int]:

@@ -48,7 +48,7 @@ CPU = Hardware("cpu", "cpu", (0, 0), 0, 0, False)
         (replace(FACTS, family="rwkv"), H100, "rwkv: its layers keep a recurrent state in a form of their own"),
         (FACTS, CPU, "in float32 only"),
         (FACTS, replace(H100, name="Tesla V100", capability=(7, 0)), "Tesla V100 has 7.0"),
-        (replace(FACTS, heads=4), H100, "heads of 512"),
+        (replace(FACTS, heads=2), H100, "heads of 1024"),
         (FACTS, replace(H100, memory_bytes=2**31), "weights and a cache of 2,048 tokens need 2.1 GiB"),
     ],
 )
