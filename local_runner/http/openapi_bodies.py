@@ -45,6 +45,7 @@ _GENERATION: dict[str, Any] = {
     "allowed_token_ids": {"type": "array", "items": {"type": "integer", "minimum": 0}, "maxItems": 1024},
     "bad_words": {"type": "array", "items": _TEXT, "maxItems": 128},
     "return_token_ids": {"type": "boolean"},
+    "cache_salt": {"type": "string"},
     "user": _TEXT,
     "response_format": {
         "type": "object",
