@@ -147,7 +147,7 @@ class Generative(Task):
             bound.constraint,
             bound.reply,
             adjustments_of(
-                parameters, asked["min_new_tokens"], vocabulary(self.model.config), self._banned(parameters)
+                parameters, asked["min_new_tokens"], vocabulary(self.model.config), self._banned(parameters), self.eos
             ),
             tuple(parameters.stop_token_ids or ()),
             getattr(parameters, "prompt_logprobs", None),

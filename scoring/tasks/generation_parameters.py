@@ -135,10 +135,12 @@ def _default_new_tokens(own: GenerationConfig, encoder_decoder: bool) -> int:
     return int(own.max_new_tokens or DEFAULT_NEW_TOKENS)
 
 
-def adjustments_of(p: GenerationParameters, least: int, most: int, banned: Sequence[Sequence[int]] = ()) -> Adjustments:
-    """Numbers that are added to the logits of `most` tokens; raises InvalidParameter for others.
+def adjustments_of(
+    p: GenerationParameters, least: int, most: int, banned: Sequence[Sequence[int]], ends: Sequence[int]
+) -> Adjustments:
+    """Numbers that are added to the logits of `most` tokens; raises InvalidParameter for others, or if none is left.
 
-    `banned` are the runs of tokens that may not come.
+    `banned` are the runs of tokens that may not come, and `ends` end an answer, none before it has `least` tokens.
     """
     bias = {int(token): value for token, value in (p.logit_bias or {}).items()}
     stops, allowed = p.stop_token_ids or (), p.allowed_token_ids or ()
@@ -150,6 +152,13 @@ def adjustments_of(p: GenerationParameters, least: int, most: int, banned: Seque
                 where=f"parameters.{name}",
             )
     held = tuple(stops) if least else ()
+    never = {run[0] for run in banned if len(run) == 1} | ({*ends, *held} if least else set())
+    if allowed and never.issuperset(allowed):
+        raise InvalidParameter(
+            "None of the tokens that are allowed may come first.",
+            "Allow one that neither bad_words bans nor ends an answer of so many tokens at least.",
+            where="parameters.allowed_token_ids",
+        )
     return Adjustments(
         p.presence_penalty or 0.0,
         p.frequency_penalty or 0.0,

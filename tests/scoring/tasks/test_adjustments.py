@@ -260,6 +260,19 @@ def test_only_the_last_tokens_of_a_prompt(served: Served) -> None:
     assert [token["id"] for token in told["details"]["prefill"]] == ids[-3:]
 
 
+@both
+@pytest.mark.parametrize("how", [{}, {"do_sample": True, "seed": 1}], ids=str)
+def test_where_no_token_is_left_a_request_is_refused(how: dict[str, Any], either: Served) -> None:
+    """Whichever way answers, greedily or not."""
+    task: Any = either.service.task
+    ends = list(task.eos)
+    refused = either.refused(PROMPT, allowed_token_ids=ends, min_new_tokens=3, max_new_tokens=5, **how)
+    assert refused["where"] == "parameters.allowed_token_ids"
+    bound = {"allowed_token_ids": [5], "guided_choice": ["a"]}
+    assert either.refused(PROMPT, **bound, **how)["code"] == "invalid_parameter"
+    assert len(either.ok(PROMPT, allowed_token_ids=[5], max_new_tokens=3, **how)) == 1
+
+
 @pytest.mark.parametrize(
     ("parameters", "place"),
     [
