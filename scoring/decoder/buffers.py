@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoring.decoder.head_shapes import shapes_of
-from scoring.decoder.model import DecoderModel
+from scoring.decoder.model import DecoderModel, shapes_of
 
 
 @dataclass

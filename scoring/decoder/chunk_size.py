@@ -2,9 +2,8 @@
 
 import torch
 
-from scoring.decoder.head_shapes import shapes_of
 from scoring.decoder.layer_groups import STEP_TOKENS
-from scoring.decoder.model import Attention, CachedModel
+from scoring.decoder.model import Attention, CachedModel, shapes_of
 
 #: Most tokens of a chunk: GPUs are as fast per token at 8,192 as they get. Least, however short memory is.
 LONGEST_CHUNK, LEAST_CHUNK = STEP_TOKENS["cuda"], 1024

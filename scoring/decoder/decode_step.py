@@ -23,9 +23,9 @@ from scoring.decoder.expert_step import ExpertLaunches
 from scoring.decoder.fold_norm import gains_of, joint_bias, normed_products
 from scoring.decoder.gemv_config import GemvTile, choose_tile, reading
 from scoring.decoder.head_norms import HeadNorms
-from scoring.decoder.head_shapes import Heads, KeyTile, key_tile, shapes_of
+from scoring.decoder.head_shapes import Heads, KeyTile, key_tile
 from scoring.decoder.kv_cache import FORBIDDEN, KVCache
-from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm
+from scoring.decoder.model import DecoderLayer, DecoderModel, Linear, Mixture, Mlp, Norm, shapes_of
 from scoring.kernels import (
     decode_attention,
     decode_elementwise,

@@ -15,9 +15,9 @@ from scoring.decoder.absent import given
 from scoring.decoder.adapter_step import Tiles
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.drafts import SIZES, SLOTS, Placed
-from scoring.decoder.head_shapes import Heads, shapes_of
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import DecoderLayer, DecoderModel
+from scoring.decoder.model import DecoderLayer, DecoderModel, shapes_of
 from scoring.decoder.token_rows import TokenRows
 from scoring.kernels import decode_sampling, draft_attention
 

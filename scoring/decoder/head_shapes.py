@@ -1,7 +1,6 @@
 """Shapes of heads that a model's layers attend with, and how a GPU's programs read keys of each."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from scoring.decoder.block_pool import BLOCK
 
@@ -31,26 +30,6 @@ class Heads(NamedTuple):
     def product(self) -> int:
         """Numbers of a token's queries, keys and values."""
         return (self.queries + 2 * self.keys) * self.width
-
-
-class Attends(Protocol):
-    """A model whose layers attend with heads of some shape."""
-
-    @property
-    def layers(self) -> Sequence[object]: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    def heads_of(self, index: int) -> Heads: ...
-
-
-def shapes_of(model: Attends) -> list[Heads]:
-    """Shapes of heads in a model, each once, in the order of its layers; without attention that of its sizes."""
-    found = dict.fromkeys(model.heads_of(index) for index in range(len(model.layers)))
-    return list(found) or [Heads(model.heads, model.kv_heads, model.head_dim)]
 
 
 class KeyTile(NamedTuple):

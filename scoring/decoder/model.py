@@ -203,6 +203,12 @@ class CachedModel(Protocol):
     def heads_of(self, index: int) -> Heads: ...
 
 
+def shapes_of(model: CachedModel) -> list[Heads]:
+    """Shapes of heads in a model, each once, in the order of its layers; without attention that of its sizes."""
+    found = dict.fromkeys(model.heads_of(index) for index in range(len(model.layers)))
+    return list(found) or [Heads(model.heads, model.kv_heads, model.head_dim)]
+
+
 @dataclass
 class DecoderModel:
     """A whole decoder, or a rank's slice: its heads and inputs of `out` and `down`, whose partial sums have no bias.

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from scoring.decoder.block_pool import BLOCK
 from scoring.decoder.chunk_size import LONGEST_CHUNK, SPANS, Span, gathered_keys, is_plain, most_spans, spans_of
-from scoring.decoder.head_shapes import Heads, shapes_of
+from scoring.decoder.head_shapes import Heads
 from scoring.decoder.kv_cache import KVCache
-from scoring.decoder.model import CachedModel
+from scoring.decoder.model import CachedModel, shapes_of
 from scoring.kernels import decode_prefill
 
 _COPIED = 2048  # numbers of a block that a program copies

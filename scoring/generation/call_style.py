@@ -1,6 +1,7 @@
 """Interface of a style of writing tool calls, whatever stands around them; parts that all styles share."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scoring.schema.tools import Tool
@@ -69,6 +70,23 @@ class CallStyle(Protocol):
     def rules(self, at: int, tool: Tool, options: Mapping[str, Any]) -> list[str]:
         """Lark's rules of a call of this tool as `call<at>`; raises InvalidParameter for what cannot be bound."""
         ...
+
+
+@dataclass(frozen=True)
+class Begun:
+    """Part of a style each of whose calls begins by one mark."""
+
+    begin: str  # before the name; empty where the call's own mark is
+
+    @property
+    def opening(self) -> str:
+        """Text at which a call begins; empty where its name is at once behind the mark."""
+        return self.begin
+
+    @property
+    def follow(self) -> str:
+        """Text at which a further call begins."""
+        return self.begin
 
 
 def object_of(pairs: Sequence[str], ended: bool) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from scoring.generation.call_style import MOST_NAME, NAME, Typed, arguments_schema
+from scoring.generation.call_style import MOST_NAME, NAME, Begun, Typed, arguments_schema
 from scoring.schema.tools import Tool
 
 _FUNCTIONS = "functions."  # before the name within an id
@@ -15,26 +15,15 @@ _MOST_HEAD = 128  # characters of a name with an id, beside the marks
 
 
 @dataclass(frozen=True)
-class NamedStyle:
+class NamedStyle(Begun):
     """Marks of a style: before the name, between name and arguments, and behind those."""
 
-    begin: str
     named: str
     closing: str = ""
     identified: str = ""  # before an id that stands behind the name
     counted: bool = False  # the name stands within an id, functions.NAME:NUMBER
 
     whole = False
-
-    @property
-    def opening(self) -> str:
-        """Text at which a call begins; empty where its name is at once behind the mark."""
-        return self.begin
-
-    @property
-    def follow(self) -> str:
-        """Text at which a further call begins."""
-        return self.begin
 
     def marks(self) -> set[str]:
         """Marks that may be special, without the text between them."""

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from scoring.errors import InvalidParameter
-from scoring.generation.call_style import MOST_NAME, Typed, object_of
+from scoring.generation.call_style import MOST_NAME, Begun, Typed, object_of
 from scoring.schema.tools import Tool
 
 #: Names of JSON's types, by Python's.
@@ -22,10 +22,9 @@ _DEPTH = 8  # references followed, of a chain
 
 
 @dataclass(frozen=True)
-class Tags:
+class Tags(Begun):
     """Marks of a form: around the name, each argument's key and value, and at the end of a call."""
 
-    begin: str  # before the name; empty where the call's own mark is
     named: tuple[str, ...]  # any of these ends the name
     key: str
     keyed: str  # after a key
@@ -37,16 +36,6 @@ class Tags:
 
     closing = ""
     whole = True
-
-    @property
-    def opening(self) -> str:
-        """Text at which a call begins; empty where its name is at once behind the mark."""
-        return self.begin
-
-    @property
-    def follow(self) -> str:
-        """Text at which a further call begins."""
-        return self.begin
 
     def marks(self) -> set[str]:
         """Marks that may be special, without the text between them."""
